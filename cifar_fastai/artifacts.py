@@ -1,0 +1,300 @@
+"""Exports: a trained network as plain data that can be checked, and the way back to a learner that runs none of it."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifar_fastai.errors import ExportError
+from cifar_fastai.models import MODELS, create_model
+
+SCHEMA = 1
+WEIGHTS, CONFIG, PROBE, PICKLE, CARD, MANIFEST = (
+    "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "MANIFEST.json",
+)  # fmt: skip
+REQUIRED = (WEIGHTS, CONFIG, PROBE)
+CONFIG_TYPES = {
+    "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "mean": list, "std": list,
+    "training": dict, "test": dict, "versions": dict,
+}  # fmt: skip
+PROBE_IMAGES, PROBE_SEED = 8, 0
+PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # probabilities: what other versions may change in silence, and at all
+
+
+@dataclass(frozen=True)
+class Export:
+    """A loaded export: the network in evaluation mode, and what has to be known to use it."""
+
+    folder: Path
+    model: nn.Module
+    config: dict  # as in config.json
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.config["classes"])
+
+    @property
+    def size(self) -> int:
+        return self.config["size"]
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, network=None) -> Tensor:
+        """(N, C) from uint8 images (N, 3, size, size). network: computes the logits; the model itself by default."""
+        return (network or self.model)(normalize(images, self.config["mean"], self.config["std"])).softmax(dim=1)
+
+
+def normalize(images: Tensor, mean, std) -> Tensor:
+    """Float images from uint8 ones (N, 3, H, W), as IntToFloatTensor and Normalize do it."""
+    mean, std = (torch.tensor(stat, dtype=torch.float32).view(1, 3, 1, 1) for stat in (mean, std))
+    return (images.float() / 255 - mean) / std
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_export(folder: Path, learn, *, name: str, created: str, model: str, training: dict, test: dict, versions: dict):
+    """Write the export of a trained fastai learner to `folder`, replacing what was there in one step.
+
+    model: its name in the registry. training, test: figures for config.json and the model card.
+    """
+    from safetensors.torch import save
+
+    normalize_tfm = learn.dls.valid.after_batch.normalize
+    config = {
+        "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
+        "size": learn.dls.data.size, "mean": normalize_tfm.mean.flatten().tolist(),
+        "std": normalize_tfm.std.flatten().tolist(), "training": training, "test": test, "versions": versions,
+    }  # fmt: skip
+    network = learn.model.cpu().eval()
+    export = Export(folder, network, config)
+    probe = probe_images(config["size"])
+    probe_file = io.BytesIO()
+    np.savez(probe_file, images=probe.numpy(), probabilities=export.probabilities(probe).numpy())
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        scratch = Path(scratch)
+        (scratch / WEIGHTS).write_bytes(save(weights))
+        (scratch / CONFIG).write_text(_to_json(config), encoding="utf-8")
+        (scratch / PROBE).write_bytes(probe_file.getvalue())
+        (scratch / CARD).write_text(model_card(config), encoding="utf-8")
+        _pickle(learn, scratch / PICKLE)
+        write_manifest(scratch)
+        _replace_folder(scratch, folder)
+
+
+def _pickle(learn, path: Path) -> None:
+    """fastai's own export, without the progress bar that would print at every prediction."""
+    from fastai.callback.progress import ProgressCallback
+
+    old_path, learn.path = learn.path, path.parent
+    bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
+    with learn.removed_cbs(bars):
+        learn.export(path.name)
+    learn.path = old_path
+
+
+def write_manifest(folder: Path) -> None:
+    """MANIFEST.json: sha256 and size in bytes of every other file in the folder."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            data = path.read_bytes()
+            files[path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (folder / MANIFEST).write_text(_to_json({"schema": SCHEMA, "files": files}), encoding="utf-8")
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    os.chmod(new, 0o755)  # temporary folders are private
+    retired = new.with_name(new.name + "-old")
+    if folder.exists():
+        folder.rename(retired)
+    new.rename(folder)
+    new.mkdir()  # for the clean-up of the temporary folder
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def probe_images(size: int) -> Tensor:
+    """The fixed inputs of the probe: smooth random colours, uint8 (N, 3, size, size)."""
+    coarse = np.random.default_rng(PROBE_SEED).random((PROBE_IMAGES, 3, 4, 4), dtype=np.float32)
+    smooth = nn.functional.interpolate(torch.from_numpy(coarse), size=(size, size), mode="bilinear")
+    return (smooth * 255).round().to(torch.uint8)
+
+
+def model_card(config: dict) -> str:
+    """README.md of an export."""
+    training, test = config["training"], config["test"]
+    return f"""# {config["name"]}
+
+An image classifier for {len(config["classes"])} classes: {", ".join(config["classes"])}.
+
+| | |
+|---|---|
+| network | `{config["model"]}`, {training["n_params"]:,} parameters, {config["size"]} x {config["size"]} pixels |
+| training data | {training["data"]} |
+| training | recipe `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]}, on {training["device"]} |
+| test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
+| test loss | {test["test_loss"]:.4f} |
+| created | {config["created"]} |
+
+Use: `python predict.py --export {config["name"]} photo.png`, or in Python
+
+    from cifar_fastai import load_learner
+    label, index, probabilities = load_learner("exports/{config["name"]}").predict("photo.png")
+
+It always answers with one of its classes, whatever the picture shows, and photographs that differ from its training
+images in kind are often misread. It is made for learning and demonstration, not for decisions about people or safety.
+"""
+
+
+def _to_json(value) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_export(folder: str | os.PathLike) -> Export:
+    """Read and check an export. No code from its files runs: nothing is unpickled, the network comes from the registry.
+
+    Each file is hashed against MANIFEST.json, the weights must fit the named network and be finite, and the network
+    must give the probe's probabilities again (to 1e-4). Raises ExportError.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise ExportError(f"There is no export at {folder} (no {MANIFEST}). Train one with `python train.py`.")
+    try:
+        files = _read_checked(folder)
+        config = _parse_config(files[CONFIG])
+        model = _build_model(config, files[WEIGHTS])
+        export = Export(folder, model, config)
+        _check_probe(export, files[PROBE])
+    except ExportError as error:
+        raise ExportError(f"The export {folder} cannot be used: {error}") from None
+    return export
+
+
+def _read_checked(folder: Path) -> dict[str, bytes]:
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())["files"]
+        expected = {name: listed[name]["sha256"] for name in REQUIRED}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ExportError(f"{MANIFEST} is damaged ({type(error).__name__}: {error}).") from None
+    files = {}
+    for name, sha256 in expected.items():
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise ExportError(f"{name} cannot be read ({error.strerror or error}).") from None
+        if hashlib.sha256(files[name]).hexdigest() != sha256:
+            raise ExportError(f"{name} is not the file that {MANIFEST} lists; it was damaged or changed.")
+    return files
+
+
+def _parse_config(data: bytes) -> dict:
+    try:
+        config = json.loads(data)
+        wrong = [key for key, kind in CONFIG_TYPES.items() if type(config.get(key)) is not kind]
+    except (ValueError, AttributeError) as error:
+        raise ExportError(f"{CONFIG} is damaged ({error}).") from None
+    if config.get("schema") != SCHEMA:
+        raise ExportError(f"{CONFIG} has schema {config.get('schema')!r}; this version reads {SCHEMA}.")
+    if wrong:
+        raise ExportError(f"{CONFIG} lacks or misstates: {', '.join(wrong)}.")
+    classes, size = config["classes"], config["size"]
+    numbers = [*config["mean"], *config["std"]]
+    sound = (
+        len(classes) >= 2
+        and all(type(name) is str for name in classes)
+        and len(set(classes)) == len(classes)
+        and 16 <= size <= 1024
+        and (len(config["mean"]), len(config["std"])) == (3, 3)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and min(config["std"]) > 0
+    )
+    if not sound:
+        raise ExportError(f"{CONFIG} holds impossible classes, size, mean or std.")
+    return config
+
+
+def _build_model(config: dict, data: bytes) -> nn.Module:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if config["model"] not in MODELS:
+        raise ExportError(f"it names a model {config['model']!r} that is not known here.")
+    model = create_model(config["model"], len(config["classes"]), config["size"])
+    try:
+        weights = load(data)
+        model.load_state_dict(weights, strict=True)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{WEIGHTS} does not fit the model {config['model']!r} ({str(error).splitlines()[0]}).") from None
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ExportError(f"the weights {name} are not finite.")
+    return model.eval()
+
+
+def _check_probe(export: Export, data: bytes) -> None:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as probe:
+            images, expected = torch.from_numpy(probe["images"]), torch.from_numpy(probe["probabilities"])
+        difference = (export.probabilities(images) - expected).abs().max().item()
+    except Exception as error:  # NumPy and zipfile raise nearly anything on a file that is none
+        raise ExportError(f"{PROBE} is damaged ({error}).") from None
+    if not difference <= PROBE_LIMIT:
+        raise ExportError(f"it computes other probabilities here than where it was made (by up to {difference:.1e}).")
+    if difference > PROBE_NOISE:
+        warnings.warn(f"{export.folder}: probabilities differ by up to {difference:.1e} from those of its making.", stacklevel=4)
+
+
+def load_learner(folder: str | os.PathLike):
+    """A fastai Learner from an export, safely: see `load_export`. `learn.predict` takes whatever `decode_image` takes.
+
+    Raises ExportError. (fastai's own `load_learner` opens export.pkl, which can run any code: only for your own files.)
+    """
+    from fastai.callback.progress import ProgressCallback
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
+
+    from cifar_fastai.data import inference_dataloaders
+
+    export = load_export(folder)
+    dls = inference_dataloaders(export.classes, export.size, export.config["mean"], export.config["std"])
+    learn = Learner(dls, export.model, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    learn.remove_cbs(ProgressCallback)  # it would print a bar at every prediction
+    return learn
+
+
+def find_export(path: str | os.PathLike | None) -> Path:
+    """The export that `path` names (a folder, or a name in exports/); the newest in exports/ if None.
+
+    exports/ is looked for in the working folder, then beside the package. Raises ExportError.
+    """
+    shelves = [Path("exports"), Path(__file__).parent.parent / "exports"]
+    if path is not None:
+        candidates = [Path(path), *(shelf / path for shelf in shelves)]
+        return next((folder for folder in candidates if (folder / MANIFEST).is_file()), Path(path))
+    for shelf in shelves:
+        if exports := sorted(shelf.glob(f"*/{MANIFEST}"), key=_created):
+            return exports[-1].parent
+    raise ExportError("There is no export in exports/ yet. Train one with `python train.py`, or name one with --export.")
+
+
+def _created(manifest: Path) -> str:
+    try:
+        return str(json.loads((manifest.parent / CONFIG).read_bytes())["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # damaged: last choice, and loading it will say so

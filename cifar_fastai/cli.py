@@ -1,0 +1,241 @@
+"""The command line: arguments become calls. Nothing heavy is imported until a command runs."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from cifar_fastai.errors import UserError
+from cifar_fastai.recipes import MAX_VALID_PCT, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
+
+
+def main(command: str | None = None, argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code. command: given by the scripts that are one (train.py and so on)."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser(command).parse_args(argv)
+    options.argv = argv if command else argv[1:]
+    warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
+    try:
+        return options.function(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line with a hint, and whose help shows every default."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message):
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        hint = nearest(unknown[1], known) if unknown else ""
+        self.exit(2, f"error: {message}.{hint} `{self.prog} --help` lists what can be given.\n")
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    if command is not None:
+        function, add_arguments, about = COMMANDS[command]
+        parser = _Parser(description=about)
+        add_arguments(parser)
+        parser.set_defaults(function=function)
+        return parser
+    parser = _Parser(prog="python -m cifar_fastai", description="Train, use and serve image classifiers with fastai.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (function, add_arguments, about) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=about, description=about)
+        add_arguments(subparser)
+        subparser.set_defaults(function=function)
+    return parser
+
+
+# --- train -------------------------------------------------------------------------------------------------------
+
+
+def _add_train_arguments(parser):
+    add = parser.add_argument
+    recipe = argparse.SUPPRESS  # the default is the recipe's own value, which the help text says
+    add("--epochs", type=int, default=30, metavar="N", help="length of the one-cycle schedule, in epochs")
+    add(
+        "--data",
+        default=os.environ.get("CIFAR10_DATA") or "cifar10",
+        metavar="SOURCE",
+        help="cifar10 (downloaded once), digits (no network), a folder or .tgz or .zip of train/<class>/* and "
+        "test/<class>/*, cifar-10-python.tar.gz or its extracted folder; $CIFAR10_DATA changes the default",
+    )
+    add("--recipe", default="auto", metavar="NAME", help="a named set of everything below; 'help' lists them")
+    add("--model", default=recipe, metavar="NAME", help="small or base (default: the recipe's)")
+    add(
+        "--valid-pct",
+        type=float,
+        default=recipe,
+        metavar="P",
+        help=f"validation share of the training split, {MIN_VALID_PCT:.2f} to {MAX_VALID_PCT:.2f} (default: the recipe's)",
+    )
+    add("--bs", type=int, default=recipe, metavar="N", help="images in a batch (default: the recipe's)")
+    add("--lr", type=float, default=recipe, metavar="X", help="highest learning rate (default: the recipe's)")
+    add("--wd", type=float, default=recipe, metavar="X", help="weight decay (default: the recipe's)")
+    add(
+        "--patience",
+        type=int,
+        default=recipe,
+        metavar="N",
+        help="stop after this many epochs without a lower validation loss (default: the recipe's)",
+    )
+    add("--seed", type=int, default=42, metavar="S", help="of every random choice: division, weights, order, augmentation")
+    add("--subset", type=int, metavar="N", help="train on N images, drawn class by class, for trying things out")
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    add("--name", metavar="NAME", help="of the run and of its export in exports/ (default: recipe and data)")
+    add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
+
+
+def _train(options) -> int:
+    if options.recipe == "help":
+        return _list_recipes()
+    fields = ("epochs", "model", "valid_pct", "bs", "lr", "wd", "patience")
+    overrides = {field: getattr(options, field) for field in fields if hasattr(options, field)}
+    name = options.recipe
+    get_recipe("classic-adam" if name == "auto" else name, **overrides)  # a wrong value fails before the slow imports
+    _check_name(options.name)
+
+    from cifar_fastai.run import RunOptions, pick_device, run
+
+    device = pick_device(getattr(options, "device", None))
+    if name == "auto":
+        name, reason = auto_recipe(device)
+        print(f"auto     recipe {name} on {device}: {reason}", flush=True)
+    run_options = RunOptions(
+        source=options.data,
+        seed=options.seed,
+        subset=options.subset,
+        device=device,
+        out=options.out,
+        name=options.name,
+        command=shlex.join(["python", "train.py", *options.argv]),
+    )
+    run(get_recipe(name, **overrides), run_options)
+    return 0
+
+
+def _list_recipes() -> int:
+    for recipe in RECIPES.values():
+        print(f"{recipe.name}\n    {recipe.about}\n    {recipe.measured or 'not measured yet'}")
+    return 0
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', up to 100 of them.")
+
+
+# --- predict -----------------------------------------------------------------------------------------------------
+
+
+def _add_predict_arguments(parser):
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or '-' for bytes on standard input")
+    _add_export_argument(parser)
+    add("--topk", type=int, default=3, metavar="K", help="classes listed for each image with --json")
+    add("--json", action="store_true", help="one JSON object a line: path, label, confidence (0 to 1), topk")
+    add("--tta", action="store_true", help="average over six views of each image: slower, a little better")
+
+
+def _add_export_argument(parser):
+    parser.add_argument("--export", metavar="PATH", help="folder of the export (default: the newest in exports/)")
+
+
+def _predict(options) -> int:
+    from cifar_fastai.artifacts import find_export
+    from cifar_fastai.images import BadImage
+    from cifar_fastai.inference import Classifier
+
+    if options.topk < 1:
+        raise UserError(f"--topk must be at least 1, not {options.topk}.")
+    classifier = Classifier(find_export(options.export))
+    n_bad = 0
+    for path in _image_paths(options.images):
+        try:
+            answer = classifier.predict(sys.stdin.buffer.read() if path == "-" else path, tta=options.tta)
+        except BadImage as error:
+            n_bad += 1
+            print(f"error: {path}: {error}", file=sys.stderr)
+            continue
+        topk = [[name, confidence] for name, confidence in answer.items()][: options.topk]
+        label, confidence = topk[0]
+        if options.json:
+            print(json.dumps({"path": path, "label": label, "confidence": confidence, "topk": topk}, ensure_ascii=False))
+        else:
+            print(f"{path}\t{label}\t{confidence:.1%}")
+    return 2 if n_bad else 0
+
+
+def _image_paths(arguments: list[str]):
+    """Each file named, each image in each folder named, in order."""
+    from cifar_fastai.images import EXTENSIONS
+
+    for argument in arguments:
+        if not os.path.isdir(argument):
+            yield argument
+            continue
+        images = [path for path in sorted(Path(argument).rglob("*")) if path.suffix.lower() in EXTENSIONS]
+        if not images:
+            raise UserError(f"{argument}: no images in this folder ({', '.join(sorted(EXTENSIONS))}).")
+        yield from map(str, images)
+
+
+# --- serve -------------------------------------------------------------------------------------------------------
+
+
+def _add_serve_arguments(parser):
+    add = parser.add_argument
+    _add_export_argument(parser)
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on; 0.0.0.0 lets other machines in")
+    add("--port", type=int, default=7860, metavar="N", help="to listen on")
+    add("--share", action="store_true", help="also open a public link through Gradio's servers")
+    add("--auth", metavar="USER:PASSWORD", help="ask visitors to sign in")
+    add("--max-queue", type=int, default=100, metavar="N", help="requests that may wait; more are told to come back")
+
+
+def _serve(options) -> int:
+    from cifar_fastai.web import serve
+
+    user, colon, password = (options.auth or "").partition(":")
+    if options.auth and not (user and colon and password):
+        raise UserError("--auth takes USER:PASSWORD.")
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"--port must lie between 1 and 65535, not {options.port}.")
+    if options.max_queue < 1:
+        raise UserError(f"--max-queue must be at least 1, not {options.max_queue}.")
+
+    from cifar_fastai.artifacts import find_export
+    from cifar_fastai.inference import Classifier
+
+    classifier = Classifier(find_export(options.export))
+    serve(
+        classifier,
+        host=options.host,
+        port=options.port,
+        share=options.share,
+        auth=(user, password) if options.auth else None,
+        max_queue=options.max_queue,
+    )
+    return 0
+
+
+COMMANDS = {
+    "train": (_train, _add_train_arguments, "Train a classifier, evaluate it and export it."),
+    "predict": (_predict, _add_predict_arguments, "Say what is in pictures: path, class, confidence."),
+    "serve": (_serve, _add_serve_arguments, "Serve an export as a web page with Gradio."),
+}

@@ -1,0 +1,177 @@
+"""The DataBlock: what an item is, how the training split is divided, what happens to a batch.
+
+An item is a row number of the data's image array, so a whole batch is one slice of that array. Anything else a user
+hands to `learn.predict` or `dls.test_dl` (a path, bytes, a PIL image, an array, a tensor) takes fastai's usual way.
+"""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import IndexSplitter, Normalize, ToTensor, TrainTestSplitter
+from fastai.torch_core import TensorCategory
+from fastai.vision.core import PILImage, TensorImage
+from fastai.vision.data import ImageBlock
+from fastcore.basics import chunked
+from fasttransform import Transform
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from cifar_fastai import compat  # noqa: F401  a notebook imports fastai.vision.all, and with it torchvision, after this
+from cifar_fastai.augment import batch_transforms
+from cifar_fastai.errors import DataError, UserError
+from cifar_fastai.images import decode_image, fit_image
+from cifar_fastai.recipes import MIN_VALID_PCT, Recipe
+from cifar_fastai.sources import ImageData, load_data
+
+EVAL_BATCH = 500
+
+
+class Photo(PILImage):
+    """A PIL image from anything `decode_image` takes."""
+
+    @classmethod
+    def create(cls, source: str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        return cls(decode_image(source))
+
+
+class FitImage(Transform):
+    """The centred square of a photo at the network's size: what `Classifier` does too."""
+
+    order = 1  # before ToTensor
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def encodes(self, image: PILImage):
+        return Photo(fit_image(image, self.size))
+
+
+class _Row(Transform):
+    """From a row number to what stands in that row. The data stays behind when this is pickled."""
+
+    input_types = (int, np.integer)
+
+    def __init__(self, data: ImageData):
+        self.data = data
+
+    def __getstate__(self):
+        return {"data": None}
+
+
+class ImageOfRow(_Row):
+    def __init__(self, data: ImageData):
+        super().__init__(data)
+        self._tensors = {}
+
+    def encodes(self, row):
+        return Photo(decode_image(self.data.images[row]))
+
+    def tensors(self, device) -> tuple[Tensor, Tensor]:
+        """Images (rows, size, size, 3) uint8 and labels (rows,) int64 on `device`; there once, however many loaders."""
+        if device not in self._tensors:
+            arrays = (self.data.images, self.data.labels)
+            self._tensors[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
+        return self._tensors[device]
+
+
+class LabelOfRow(_Row):
+    def encodes(self, row):
+        return self.data.classes[self.data.labels[row]]
+
+
+class BatchDL(TfmdDL):
+    """Slices whole batches out of one uint8 tensor where its items are rows, and is a plain TfmdDL where not.
+
+    The item transforms FitImage and ToTensor change nothing in a row, which is an image of the right size already,
+    so they are left out; with any other item transform the loader takes the usual way.
+    """
+
+    def __init__(self, dataset=None, bs=64, num_workers=0, **kwargs):
+        super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
+
+    def create_batches(self, samps):
+        if not self._items_are_rows():
+            yield from super().create_batches(samps)
+            return
+        getters = [pipeline.tfms.fs[0] for pipeline in self.dataset.tls]
+        images, labels = getters[0].tensors(self.device)
+        rows = torch.tensor(list(self.dataset.items), device=self.device)
+        for places in chunked(samps, self.bs, self.drop_last):
+            batch = rows[places]
+            x = TensorImage(images[batch].permute(0, 3, 1, 2))
+            yield (x, TensorCategory(labels[batch])) if len(getters) > 1 else (x,)
+
+    def _items_are_rows(self) -> bool:
+        untouched = all(isinstance(tfm, (FitImage, ToTensor)) for tfm in self.after_item.fs) and not self.before_batch.fs
+        return untouched and isinstance(self.dataset.tls[0].tfms.fs[0], ImageOfRow)
+
+
+def data_block(data: ImageData, splitter, batch_tfms) -> DataBlock:
+    """The DataBlock of every training and of every loaded learner; its source is a list of row numbers of `data`."""
+    return DataBlock(
+        blocks=(ImageBlock(Photo), CategoryBlock(vocab=list(data.classes), sort=False)),
+        get_x=ImageOfRow(data),
+        get_y=LabelOfRow(data),
+        splitter=splitter,
+        item_tfms=FitImage(data.size),
+        batch_tfms=batch_tfms,
+        dl_type=BatchDL,
+    )
+
+
+def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = None, device=None) -> DataLoaders:
+    """fastai DataLoaders: `dls.train` and `dls.valid` divide the training split, `dls.test` is the untouched rest.
+
+    source: as for `load_data`, or an ImageData, which is then found as `dls.data`. subset: divide only this many
+    training images, drawn class by class. The seed fixes subset, division, order and augmentation. Raises DataError
+    and UserError.
+    """
+    data = load_data(source)
+    rows = _training_rows(data, subset, seed)
+    n_valid = math.ceil(len(rows) * recipe.valid_pct)
+    splitter = TrainTestSplitter(n_valid, random_state=seed, stratify=data.labels[rows])
+    batch_tfms = batch_transforms(recipe, *channel_stats(data), seed)
+    try:
+        dls = data_block(data, splitter, batch_tfms).dataloaders(
+            rows, bs=min(recipe.bs, len(rows) - n_valid), val_bs=EVAL_BATCH, device=device
+        )
+    except ValueError as error:  # scikit-learn's: a class of one image, or fewer validation images than classes
+        raise DataError(f"{data.source}: too few training images to hold out {n_valid} for validation: {error}") from None
+    dls.train.rng = random.Random(seed)
+    dls.test = dls.test_dl(range(data.n_train, len(data.images)), with_labels=True)
+    dls.data = data
+    return dls
+
+
+def inference_dataloaders(classes: tuple[str, ...], size: int, mean, std) -> DataLoaders:
+    """DataLoaders that hold no images but know how to prepare one: for a learner that is loaded, not trained."""
+    blank = ImageData("", np.zeros((2, size, size, 3), np.uint8), np.zeros(2, np.int64), classes, 2, "")
+    normalize = Normalize.from_stats(mean, std, cuda=False)
+    return data_block(blank, IndexSplitter([1]), [normalize]).dataloaders([0, 1], bs=1, device="cpu").new_empty()
+
+
+def channel_stats(data: ImageData) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue over the training split, in units of the full range."""
+    counts = [np.bincount(data.images[: data.n_train, :, :, channel].ravel(), minlength=256) for channel in range(3)]
+    values = np.arange(256) / 255
+    means = [float(np.average(values, weights=count)) for count in counts]
+    variances = [np.average((values - mean) ** 2, weights=count) for mean, count in zip(means, counts, strict=True)]
+    return means, [max(float(variance) ** 0.5, 1 / 255) for variance in variances]
+
+
+def _training_rows(data: ImageData, subset: int | None, seed: int) -> list[int]:
+    if subset is None or subset == data.n_train:
+        return list(range(data.n_train))
+    least = math.ceil(len(data.classes) / MIN_VALID_PCT)  # so that every class finds a place in the validation split
+    if not least <= subset <= data.n_train:
+        raise UserError(f"subset must lie between {least} and the {data.n_train} training images, not {subset}.")
+    rows, _ = train_test_split(
+        range(data.n_train), train_size=subset, stratify=data.labels[: data.n_train], random_state=seed
+    )
+    return sorted(rows)

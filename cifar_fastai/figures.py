@@ -1,0 +1,98 @@
+"""The pictures of a run. Each function takes plain arrays and returns a matplotlib Figure whose title is its finding."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours, told apart by colour-blind eyes
+
+
+def loss_curve(history: list[dict], best_epoch: int) -> Figure:
+    """Training and validation loss and validation accuracy by epoch, the best epoch marked."""
+    best = history[best_epoch - 1]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(
+        f"Best epoch {best_epoch} of {len(history)}: validation loss {best['valid_loss']:.3f}, "
+        f"accuracy {best['accuracy']:.1%}"
+    )
+    epochs = [row["epoch"] for row in history]
+    losses, accuracies = figure.subplots(1, 2)
+    losses.plot(epochs, [row["train_loss"] for row in history], color=GRAY, label="training (augmented)", marker=".")
+    losses.plot(epochs, [row["valid_loss"] for row in history], color=BLUE, label="validation", marker=".")
+    accuracies.plot(epochs, [row["accuracy"] for row in history], color=BLUE, label="validation", marker=".")
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1))
+    for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
+        axes.axvline(best_epoch, color=ORANGE, linestyle=":", label="best epoch")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.legend(frameon=False)
+        _plain(axes)
+    return figure
+
+
+def lr_schedule(lrs: list[float], steps_an_epoch: int) -> Figure:
+    """The learning rate of every step."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(len(lrs)) / steps_an_epoch, lrs, color=BLUE)
+    axes.set(
+        xlabel="epoch", ylabel="learning rate", title=f"One cycle: the learning rate rises to {max(lrs):.3g}, then falls"
+    )
+    _plain(axes)
+    return figure
+
+
+def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
+    """Counts, rows true and columns predicted, shaded by the share of the row."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    mistakes = matrix * (1 - np.eye(len(classes), dtype=int))
+    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    title = f"Most confused: {classes[true]} taken for {classes[predicted]}, {mistakes.max()} of {matrix[true].sum()}"
+    side = max(4.5, 0.7 * len(classes) + 1)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 30:
+        for row, column in np.ndindex(*matrix.shape):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right")
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted", ylabel="true", title=title if mistakes.any() else "No mistakes")
+    figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1), shrink=0.8)
+    return figure
+
+
+def per_class_accuracy(accuracies: dict[str, float], overall: float) -> Figure:
+    """A bar a class, worst at the top, with the overall accuracy as a line."""
+    ordered = sorted(accuracies.items(), key=lambda pair: -pair[1])
+    names, shares = zip(*ordered, strict=True)
+    figure = Figure(figsize=(7, 0.35 * len(names) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(names, shares, color=BLUE)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
+    axes.axvline(overall, color=ORANGE, linestyle=":", label=f"all classes {overall:.1%}")
+    axes.set(xlim=(0, 1.1), xlabel="share recognised", title=f"Easiest: {names[0]}, hardest: {names[-1]}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False, loc="lower left")
+    _plain(axes)
+    return figure
+
+
+def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int = 6) -> Figure:
+    """uint8 images (N, H, W, 3) side by side with a caption above each."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.7 * columns, 2 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if place < len(images):
+            axes.imshow(images[place], interpolation="nearest")
+            axes.set_title(captions[place], fontsize=8)
+    return figure
+
+
+def _plain(axes):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)

@@ -1,0 +1,129 @@
+"""From whatever somebody calls an image to an RGB picture, and from a picture to the network's square."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cifar_fastai.errors import UserError
+
+MAX_BYTES = 10_000_000
+MAX_PIXELS = 25_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+BACKGROUND = (255, 255, 255)  # shines through transparent pixels
+
+
+class BadImage(UserError):
+    """Not an image that can be read; the message says why, in words fit to show anybody."""
+
+
+def decode_image(source) -> Image.Image:
+    """An RGB PIL image from a path, bytes, a PIL image, an HWC (or HW) array or a CHW tensor.
+
+    JPEG, PNG, WebP, GIF and BMP are read, up to 10 MB and 25 megapixels, whatever the file is called. The camera's
+    rotation is applied, transparency laid over white, 16-bit and float values scaled to 8 bits (floats count from
+    0 to 1), and of an animation the first frame is taken. Raises BadImage.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if hasattr(source, "detach"):
+        return _from_array(_hwc(source))
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, (str, Path)):
+        source = _read_file(Path(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source))
+    raise BadImage(f"A {type(source).__name__} is no image: give a path, bytes, a PIL image, an array or a tensor.")
+
+
+def fit_image(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of `image`, resampled with antialiasing to `size` x `size` pixels."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise BadImage(f"{path} is a folder, not an image.")
+        if path.stat().st_size > MAX_BYTES:
+            raise BadImage(f"{path} is larger than {MAX_BYTES // 1_000_000} MB.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage(f"{path} does not exist.") from None
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _from_bytes(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("The file is empty.")
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"The file is larger than {MAX_BYTES // 1_000_000} MB.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if math.prod(image.size) > MAX_PIXELS:
+            raise BadImage(
+                f"The image has {image.width} x {image.height} pixels; "
+                f"the limit is {MAX_PIXELS // 1_000_000} megapixels."
+            )
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"Not an image in a format that is read here ({', '.join(FORMATS)}).") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"The image has more than {MAX_PIXELS // 1_000_000} megapixels.") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise BadImage(f"The image is damaged ({error or type(error).__name__}).") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_array(np.asarray(image))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _hwc(tensor) -> np.ndarray:
+    array = tensor.detach().cpu().numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise BadImage(
+            f"An array or tensor of shape {tuple(array.shape)} is no image: arrays are height x width x channels, "
+            "tensors channels x height x width, with 1, 3 or 4 channels."
+        )
+    if math.prod(array.shape[:2]) > MAX_PIXELS:
+        raise BadImage(f"The image has more than {MAX_PIXELS // 1_000_000} megapixels.")
+    return _to_rgb(Image.fromarray(_to_uint8(array)))
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    """8-bit values: floats count from 0 to 1, integers of more bits from 0 to 65,535, unless the values say otherwise."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array) and np.isfinite(array).all()):
+        raise BadImage(f"An array of {array.dtype} with values that are no finite numbers is no image.")
+    highest = float(array.max())
+    if np.issubdtype(array.dtype, np.floating):
+        white = 1.0 if highest <= 1 else max(255.0, highest)
+    else:
+        white = max(65535.0, highest) if array.dtype.itemsize == 2 or highest > 255 else 255.0
+    return (np.clip(array / white, 0, 1) * 255).round().astype(np.uint8)

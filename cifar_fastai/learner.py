@@ -1,0 +1,136 @@
+"""From DataLoaders and a recipe to a fastai Learner: network, loss, optimizer, metrics and what belongs to them."""
+
+from functools import partial
+
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401  gives Learner its fit_one_cycle and lr_find
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from torch import nn
+
+from cifar_fastai.errors import UserError
+from cifar_fastai.models import MODELS, WhitenedNet, create_model
+from cifar_fastai.recipes import Recipe, nearest
+
+WHITENING_IMAGES = 5000
+
+
+def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None) -> Learner:
+    """A Learner that trains as `recipe` says: `fit(learn, recipe)`, or `learn.fit_one_cycle(n)` to choose yourself.
+
+    seed: of the weights and of all later draws from torch's global generator. Raises UserError for an unknown model.
+    """
+    if recipe.model not in MODELS:
+        raise UserError(f"There is no model {recipe.model!r}.{nearest(recipe.model, MODELS)} There are: {', '.join(MODELS)}.")
+    if seed is not None:
+        set_seed(seed)
+    model = create_model(recipe.model, len(dls.vocab), dls.data.size)
+    if isinstance(model, WhitenedNet):
+        model.init_whitening(_training_images(dls))
+    return Learner(
+        dls,
+        model,
+        loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
+        opt_func=partial(_optimizer, recipe=recipe),
+        splitter=partial(_parameter_groups, recipe=recipe),
+        lr=[recipe.lr * recipe.bias_lr_factor, recipe.lr] if recipe.bias_lr_factor != 1 else recipe.lr,
+        moms=recipe.moms,
+        metrics=accuracy,
+        cbs=[*_recipe_callbacks(recipe)],
+    )
+
+
+def fit(learn: Learner, recipe: Recipe, cbs=None) -> None:
+    """`fit_one_cycle` with the recipe's schedule. cbs: callbacks for this training only."""
+    learn.fit_one_cycle(
+        recipe.epochs, pct_start=recipe.pct_start, div=recipe.div, div_final=recipe.div_final, moms=recipe.moms, cbs=cbs
+    )
+
+
+def _training_images(dls: DataLoaders):
+    """Some normalised training images without augmentation, (N, 3, size, size)."""
+    rows = dls.train.dataset.items[:WHITENING_IMAGES]
+    (images,) = dls.test_dl(rows, bs=len(rows)).one_batch()
+    return images.as_subclass(torch.Tensor)
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
+    """The trainable weights: all in one group, or BatchNorm's biases apart where they learn at their own rate."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.bias_lr_factor == 1:
+        return [trainable]
+    biases = [module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    known = set(map(id, biases))
+    return [biases, [parameter for parameter in trainable if id(parameter) not in known]]
+
+
+def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
+    """torch's own optimizers, which update all weights at once, where fastai's loop over them in Python."""
+    rates = lr if isinstance(lr, list) else [lr]
+    groups = [
+        {"params": list(group), "lr": rate, "weight_decay": recipe.wd * recipe.lr / rate}
+        for group, rate in zip(groups, rates, strict=True)
+    ]
+    if recipe.optimizer == "adam":
+        return OptimWrapper(opt=torch.optim.Adam(groups))
+    return OptimWrapper(opt=torch.optim.SGD(groups, momentum=recipe.moms[0], nesterov=True))
+
+
+def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
+    callbacks = []
+    if recipe.lookahead_steps:
+        callbacks.append(Lookahead(recipe.lookahead_steps))
+    if recipe.whiten_bias_epochs:
+        callbacks.append(FreezeWhitening(recipe.whiten_bias_epochs))
+    return callbacks
+
+
+class Lookahead(Callback):
+    """Every `steps` steps, moves slow copies of the weights towards the fast ones and sets the fast ones to them.
+
+    The slow copies keep a share of 0.95^steps * (t / T)^3 of themselves, t of T steps being done; after the last step
+    the network is given the slow copies. M. Zhang et al., https://arxiv.org/abs/1907.08610; the growing share is
+    airbench94's.
+    """
+
+    order = 30  # after MixedPrecision, before Recorder
+
+    def __init__(self, steps: int, decay: float = 0.95):
+        self.steps, self.decay = steps, decay
+
+    def before_fit(self):
+        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self, "gather_preds")
+        if self.run:
+            self.slow = [weight.detach().clone() for weight in self._weights()]
+
+    def after_batch(self):
+        if self.training and (self.train_iter + 1) % self.steps == 0:
+            done = self.train_iter / (self.n_epoch * len(self.dls.train))
+            share = self.decay**self.steps * done**3
+            torch._foreach_lerp_(self.slow, self._weights(), 1 - share)
+            torch._foreach_copy_(self._weights(), self.slow)
+
+    def after_train(self):
+        if self.epoch == self.n_epoch - 1:
+            torch._foreach_copy_(self._weights(), self.slow)
+
+    def after_fit(self):
+        self.run, self.slow = True, None
+
+    def _weights(self):
+        return [value for value in self.model.state_dict().values() if value.is_floating_point()]
+
+
+class FreezeWhitening(Callback):
+    """Stops training the bias of the whitening stem after `epochs` epochs."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def before_epoch(self):
+        self.model.stem.bias.requires_grad_(self.epoch < self.epochs)

@@ -1,0 +1,134 @@
+"""The networks, and the registry that names them. Needs torch and nothing else.
+
+Every model maps a float batch (N, 3, size, size), normalised, to logits (N, n_classes).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ConvNet(nn.Module):
+    """The classic CNN: blocks of (conv, BN, ReLU) x 2, max-pool and dropout, then a fully connected head.
+
+    widths: output channels of each block; a block halves height and width.
+    dropout: of the blocks; head_dropout: of the hidden layer, which has `hidden` units.
+    """
+
+    def __init__(self, n_classes, size=32, widths=(32, 64, 128), hidden=256, dropout=0.2, head_dropout=0.4):
+        super().__init__()
+        blocks = zip((3, *widths[:-1]), widths, strict=True)
+        self.features = nn.Sequential(*(self._block(n_in, n_out, dropout) for n_in, n_out in blocks))
+        n_features = widths[-1] * (size >> len(widths)) ** 2
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(n_features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(head_dropout),
+            nn.Linear(hidden, n_classes),
+        )
+
+    @staticmethod
+    def _block(n_in, n_out, dropout):
+        return nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class WhitenedNet(nn.Module):
+    """The network of airbench94 (Keller Jordan, https://arxiv.org/abs/2404.00498).
+
+    A 2 x 2 convolution that whitens its patches, then three groups of conv, max-pool, BN, GELU, conv, BN, GELU.
+    BN scales are fixed at 1, and the 3 x 3 convolutions start as the identity on their first input channels.
+    Call `init_whitening` with training images before training.
+
+    widths: output channels of the three groups. logit_scale: factor on the logits.
+    """
+
+    def __init__(self, n_classes, size=32, widths=(64, 256, 256), logit_scale=1 / 9):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 2)  # 24: both signs of each of the 3 * 2 * 2 eigenvectors
+        self.stem.weight.requires_grad = False
+        groups = zip((24, *widths[:-1]), widths, strict=True)
+        self.groups = nn.Sequential(*(self._group(n_in, n_out) for n_in, n_out in groups))
+        self.head = nn.Linear(widths[-1], n_classes, bias=False)
+        self.logit_scale = logit_scale
+
+    @classmethod
+    def _group(cls, n_in, n_out):
+        return nn.Sequential(
+            cls._conv(n_in, n_out), nn.MaxPool2d(2), cls._norm(n_out), nn.GELU(),
+            cls._conv(n_out, n_out), cls._norm(n_out), nn.GELU(),
+        )  # fmt: skip
+
+    @staticmethod
+    def _conv(n_in, n_out):
+        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+        nn.init.dirac_(conv.weight.data[:n_in])
+        return conv
+
+    @staticmethod
+    def _norm(n):
+        norm = nn.BatchNorm2d(n, eps=1e-12, momentum=0.4)
+        norm.weight.requires_grad = False
+        return norm
+
+    @torch.no_grad()
+    def init_whitening(self, images, eps=5e-4):
+        """Set the stem's filters to the whitened eigenvectors of the 2 x 2 patches of `images` (N, 3, H, W), normalised."""
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
+        covariance = patches.T @ patches / len(patches)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+        filters = (eigenvectors / torch.sqrt(eigenvalues + eps)).T.reshape(12, 3, 2, 2)
+        self.stem.weight.copy_(torch.cat([filters, -filters]))
+        self.stem.bias.zero_()
+
+    def forward(self, x):
+        x = self.groups(F.gelu(self.stem(x)))
+        return self.head(x.amax(dim=(2, 3))) * self.logit_scale
+
+
+MODELS = {"small": ConvNet, "base": WhitenedNet}
+
+
+def create_model(name: str, n_classes: int, size: int = 32) -> nn.Module:
+    """The model called `name` in MODELS for images of `size` x `size` pixels, in channels-last memory format.
+
+    Raises KeyError for an unknown name and ValueError for images too small for it.
+    """
+    if size < 16:
+        raise ValueError(f"images of {size} x {size} pixels are too small; the models take 16 and more")
+    return MODELS[name](n_classes, size).to(memory_format=torch.channels_last)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tta_logits(model, x: torch.Tensor, plain: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits averaged over six views of a normalised batch `x`: half from the image and its mirror image, half from
+    the same two after a shift by one pixel up and left, and down and right. The views are airbench94's.
+
+    plain: the logits of `x` itself, where they are known already.
+    """
+
+    def with_mirror(images, logits=None):
+        logits = model(images) if logits is None else logits
+        return (logits + model(images.flip(-1))) / 2
+
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    shifted = (padded[..., i : i + height, i : i + width] for i in (0, 2))
+    return with_mirror(x, plain) / 2 + sum(with_mirror(view) for view in shifted) / 4

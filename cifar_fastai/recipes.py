@@ -1,0 +1,153 @@
+"""Recipes: every hyperparameter of a training in one frozen object, and the named sets of them."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+from cifar_fastai.errors import UserError
+
+MIN_VALID_PCT, MAX_VALID_PCT = 0.10, 0.20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training, apart from the data, the seed and the device.
+
+    Raises UserError if a value is out of range. `dataclasses.replace` gives a changed copy.
+    """
+
+    name: str
+    about: str = ""
+    measured: str = ""  # what the recipe was seen to reach, and where the evidence lies
+
+    # Data
+    valid_pct: float = 0.1  # validation share of the training split, stratified by class
+    bs: int = 128  # images an optimizer step
+
+    # Model: a name in the registry of models.py
+    model: str = "small"
+
+    # Augmentation, of the training batches only; every amount is drawn uniformly for each image
+    flip: bool = True  # mirror half of the images
+    crop_pad: int = 0  # translation by up to this many whole pixels, the border reflected
+    rotate: float = 0.0  # degrees, either way
+    translate: float = 0.0  # share of the image's side, either way
+    scale: float = 0.0  # zoom by 1 - scale to 1 + scale
+    perspective: float = 0.0  # each corner moves inwards by up to this share of half the side
+    brightness: float = 0.0  # factor 1 - b to 1 + b; likewise the next two
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    # Optimization
+    optimizer: str = "adam"  # or "sgd", with Nesterov momentum
+    lr: float = 1e-3  # the highest learning rate of the one-cycle schedule
+    wd: float = 0.0  # L2 weight decay, as torch.optim counts it
+    bias_lr_factor: float = 1.0  # BatchNorm biases learn at lr times this (weight decay divided by it)
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    lookahead_steps: int = 0  # steps between pulls towards the slow weights; 0: no lookahead
+    whiten_bias_epochs: int = 0  # epochs after which the bias of a whitening stem is frozen; 0: never
+
+    # One-cycle schedule
+    epochs: int = 30
+    pct_start: float = 0.25  # share of the schedule that warms up
+    div: float = 25.0  # lr / div is the first learning rate
+    div_final: float = 1e5  # lr / div_final is the last
+    moms: tuple[float, float, float] = (0.95, 0.85, 0.95)  # momentum, or Adam's first beta: start, peak, end
+
+    # Early stopping. Under a one-cycle schedule the validation loss wanders while the learning rate is high and
+    # falls in the last third, so fastai's default patience of 1 would throw away the best epochs. Ten of thirty
+    # is long enough to sit out the plateau and still ends a training that overfits.
+    patience: int = 10  # epochs without a lower validation loss
+
+    def __post_init__(self):
+        if not MIN_VALID_PCT <= self.valid_pct <= MAX_VALID_PCT:
+            raise UserError(
+                f"valid-pct must lie between {MIN_VALID_PCT:.2f} and {MAX_VALID_PCT:.2f}, not {self.valid_pct:g}: "
+                "less makes the choice of the best epoch a lottery, more starves the training."
+            )
+        for field in ("epochs", "bs", "patience"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"lr must be a positive number, not {self.lr:g}; the recipes use 0.001 to 1.5.")
+        if not 0 <= self.wd < float("inf"):
+            raise UserError(f"wd must be zero or a positive number, not {self.wd:g}.")
+        if self.optimizer not in ("adam", "sgd"):
+            raise UserError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}.")
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="classic-adam",
+            about="the textbook CNN as most tutorials train it: Adam, flip and rotation, 80/20 split",
+            valid_pct=0.2,
+            model="small",
+            rotate=10.0,
+            optimizer="adam",
+            lr=1e-3,
+        ),
+        Recipe(
+            name="classic-sgd",
+            about="the same CNN with SGD and every classic augmentation: affine, perspective, colour jitter; 90/10 split",
+            model="small",
+            rotate=10.0,
+            translate=0.1,
+            scale=0.1,
+            perspective=0.2,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+            optimizer="sgd",
+            lr=0.1,
+            wd=5e-4,
+        ),
+        Recipe(
+            # Keller Jordan's airbench94 (https://arxiv.org/abs/2404.00498): network, initialisation, learning rates,
+            # label smoothing and lookahead are his; the cosine schedule is fastai's.
+            name="fast",
+            about="whitened stem, Dirac initialisation and high learning rates (after airbench94); made for a GPU",
+            bs=1024,
+            model="base",
+            crop_pad=2,
+            optimizer="sgd",
+            lr=1.5,
+            wd=1.33e-3,
+            bias_lr_factor=64.0,
+            label_smoothing=0.2,
+            lookahead_steps=5,
+            whiten_bias_epochs=3,
+            pct_start=0.23,
+            div=5.0,
+            div_final=14.0,
+            moms=(0.85, 0.85, 0.85),
+        ),
+    )
+}
+
+
+def nearest(word: str, words) -> str:
+    """A hint such as " Did you mean 'fast'?" when one of `words` resembles `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def get_recipe(name: str, **overrides) -> Recipe:
+    """The recipe called `name`, with any field overridden: `get_recipe("fast", epochs=10, bs=512)`.
+
+    Raises UserError for an unknown recipe or field or a value out of range.
+    """
+    if name not in RECIPES:
+        raise UserError(f"There is no recipe {name!r}.{nearest(name, RECIPES)} There are: {', '.join(RECIPES)}.")
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    for field in overrides.keys() - fields:
+        raise UserError(f"A recipe has no field {field!r}.{nearest(field, fields)}")
+    return dataclasses.replace(RECIPES[name], **overrides)
+
+
+def auto_recipe(device_type: str) -> tuple[str, str]:
+    """The recipe that suits a device ("cuda", "mps" or "cpu"), and the reason in words."""
+    if device_type == "cpu":
+        return "classic-adam", "a small network, which a CPU trains in half an hour"
+    return "fast", "the most accurate recipe, and an accelerator is here to carry it"

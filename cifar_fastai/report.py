@@ -1,0 +1,90 @@
+"""report.html: a run on one page that needs nothing but itself."""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+
+PICTURES = {
+    "loss_curve": "Loss and accuracy by epoch",
+    "confusion_matrix": "Confusion matrix of the test split",
+    "per_class_accuracy": "Accuracy of each class",
+    "top_losses": "Test images with the highest loss",
+    "samples": "Training images after augmentation",
+    "lr_schedule": "Learning rate by epoch",
+}
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 60rem; padding: 1rem }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
+.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; padding: 0 }
+.summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
+.summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
+img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
+table { border-collapse: collapse } td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd }
+pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
+@media print { h2 { break-after: avoid } img { break-inside: avoid } }
+"""
+
+
+def write_report(folder: Path, metrics: dict, config: dict) -> Path:
+    """Write report.html from a run folder's figures, configuration and pictures; returns its path."""
+    data = metrics["data"]
+    summary = {
+        "test accuracy": f"{metrics['test_accuracy']:.2%}",
+        "with TTA": f"{metrics['test_accuracy_tta']:.2%}",
+        "validation accuracy": f"{metrics['valid_accuracy']:.2%}",
+        "test loss": f"{metrics['test_loss']:.3f}",
+        "calibration error": f"{metrics['ece']:.3f}",
+        "best epoch": f"{metrics['best_epoch']} of {metrics['epochs_run']}",
+        "training time": f"{metrics['train_seconds'] / 60:.1f} min",
+        "parameters": f"{metrics['n_params']:,}",
+    }
+    split = f"{data['n_train']:,} training, {data['n_valid']:,} validation and {data['n_test']:,} test images"
+    cards = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
+    pictures = "".join(
+        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{_base64(folder / f"{name}.png")}">'
+        for name, caption in PICTURES.items()
+    )
+    html = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(config["name"])}: {metrics["test_accuracy"]:.1%}</title><style>{STYLE}</style>
+<h1>{escape(config["name"])}</h1>
+<p>{escape(data["source"])} ({escape(data["encoding"])} images): {split}. The epoch was chosen by validation loss; the
+test split was used once, at the end. TTA: test-time augmentation, the average over six views of each image.</p>
+<dl class="summary">{cards}</dl>
+{pictures}
+<h2>Classes</h2><div class="scroll">{_table(("class", "accuracy"), _class_rows(metrics))}</div>
+<h2>Repeat it</h2><pre>{escape(config["command"])}</pre>
+<h2>Recipe</h2><div class="scroll">{_table(("field", "value"), config["recipe"].items())}</div>
+<h2>Environment</h2><div class="scroll">{_table(("what", "which"), _environment_rows(metrics))}</div>
+</html>
+"""
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _class_rows(metrics: dict):
+    return [(name, f"{share:.2%}") for name, share in metrics["per_class_accuracy"].items()]
+
+
+def _environment_rows(metrics: dict):
+    rows = [("device", metrics["device"]), ("hardware", metrics["hardware"]), ("seed", metrics["seed"])]
+    rows += [("peak memory", f"{metrics['peak_memory_mb']:,.0f} MB"), ("git commit", metrics["git_commit"])]
+    rows += [(f"sha256 of the {name}", metrics["data"][key]) for name, key in (("file", "sha256"), ("pixels", "fingerprint"))]
+    return rows + list(metrics["versions"].items())
+
+
+def _table(heads, rows) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value) -> str:
+    return escape(value if isinstance(value, str) else json.dumps(value))
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

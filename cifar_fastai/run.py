@@ -1,0 +1,189 @@
+"""One run from images to export: the steps in their order, and the record they leave."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from cifar_fastai.artifacts import write_export
+from cifar_fastai.data import dataloaders
+from cifar_fastai.errors import UserError
+from cifar_fastai.evaluation import evaluate
+from cifar_fastai.learner import create_learner
+from cifar_fastai.models import count_parameters
+from cifar_fastai.recipes import Recipe
+from cifar_fastai.report import write_report
+from cifar_fastai.sources import load_data
+from cifar_fastai.training import train
+
+PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run needs beside its recipe."""
+
+    source: str
+    seed: int = 42
+    subset: int | None = None
+    device: str = "cpu"
+    out: Path = Path("runs")
+    exports: Path = Path("exports")
+    name: str | None = None  # of the run and its export; recipe and data by default
+    command: str = ""  # that repeats the run
+
+
+def pick_device(wanted: str | None) -> str:
+    """`wanted` if it is there, else an error; the best device present if None."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted is None:
+        return next(name for name, there in present.items() if there)
+    if not present.get(wanted):
+        there = ", ".join(name for name, is_there in present.items() if is_there)
+        raise UserError(f"device {wanted!r} is not to be had on this machine; there is: {there}.")
+    return wanted
+
+
+def run(recipe: Recipe, options: RunOptions) -> Path:
+    """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds."""
+    started = time.time()
+    data = load_data(options.source)
+    for warning in data.warnings:
+        _say("warning", warning)
+    dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
+    learn = create_learner(dls, recipe, seed=options.seed)
+    splits = {"n_train": len(dls.train_ds), "n_valid": len(dls.valid_ds), "n_test": data.n_test}
+    n_params = count_parameters(learn.model)
+    name = options.name or f"{recipe.name}-{_as_name(data.source)}"
+    folder = _make_run_folder(options.out, name, started)
+    config = {
+        "name": name, "recipe": dataclasses.asdict(recipe), "data": options.source, "seed": options.seed,
+        "subset": options.subset, "device": options.device, "command": options.command, "versions": versions(),
+    }  # fmt: skip
+    _write_json(folder / "config.json", config)
+    counts = f"{splits['n_train']:,} training, {splits['n_valid']:,} validation, {splits['n_test']:,} test"
+    _say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
+    _say("recipe", f"{recipe.name}: model {recipe.model}, {n_params:,} parameters, on {options.device}")
+    _say("run", folder)
+
+    training = train(learn, recipe, folder)
+
+    metrics = evaluate(learn, training, folder)
+    metrics |= {
+        "n_params": n_params,
+        "epochs_run": len(training.history),
+        "best_epoch": training.best_epoch,
+        "train_seconds": training.seconds,
+        "images_per_second": training.images_per_second,
+        "peak_memory_mb": peak_memory_mb(options.device),
+        "data": {
+            "source": data.source, "encoding": data.encoding, "sha256": data.sha256, "fingerprint": data.fingerprint,
+            **splits,
+        },
+        "versions": versions(),
+        "device": options.device,
+        "hardware": hardware(options.device),
+        "seed": options.seed,
+        "git_commit": git_commit(),
+    }  # fmt: skip
+    _write_json(folder / "metrics.json", metrics)
+    report = write_report(folder, metrics, config)
+    _say(
+        "test",
+        f"accuracy {metrics['test_accuracy']:.2%}, with TTA {metrics['test_accuracy_tta']:.2%}, "
+        f"loss {metrics['test_loss']:.4f} (best epoch {training.best_epoch} by validation loss)",
+    )
+    export = options.exports / name
+    _export(export, learn, name, recipe, metrics, started)
+    _say("export", f"{export}: try `python predict.py --export {export} IMAGE` or `python app.py --export {export}`")
+    _say("report", report)
+    return folder
+
+
+def _export(folder: Path, learn, name: str, recipe: Recipe, metrics: dict, started: float) -> None:
+    data = metrics["data"]
+    training_data = f"{data['source']}, {data['n_train']:,} images ({data['encoding']})"
+    keys = ("n_params", "epochs_run", "best_epoch", "seed", "device", "hardware", "train_seconds", "git_commit")
+    write_export(
+        folder,
+        learn,
+        name=name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        model=recipe.model,
+        training={"recipe": recipe.name, "data": training_data, **{key: metrics[key] for key in keys}},
+        test={key: metrics[key] for key in ("test_accuracy", "test_accuracy_tta", "test_loss", "ece", "per_class_accuracy")},
+        versions=metrics["versions"],
+    )
+
+
+def _make_run_folder(out: Path, name: str, started: float) -> Path:
+    stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(started))}-{name}"
+    for attempt in range(1, 100):
+        folder = out / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            (folder / "checkpoints").mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"The run folder {folder} cannot be made: {error.strerror or error}. Choose another --out.") from None
+    raise UserError(f"{out} is full of runs named {stem}.")
+
+
+def _as_name(source: str) -> str:
+    stem = re.sub(r"\.(tar\.gz|tgz|zip|tar)$", "", source)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "data"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a result."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def hardware(device: str) -> str:
+    """The device in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device: str) -> float:
+    """The most memory in use so far: the device's where that counts it, else the process's, in 10^6 bytes."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def git_commit() -> str | None:
+    """The commit the package was run from, with "-dirty" behind it if files differ; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + os.linesep, encoding="utf-8")
+
+
+def _say(what: str, words) -> None:
+    print(f"{what:<8} {words}", flush=True)

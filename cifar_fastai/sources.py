@@ -1,0 +1,292 @@
+"""Where images come from: CIFAR-10, a folder or archive of pictures, CIFAR's own batches, scikit-learn's digits.
+
+Every source ends as one `ImageData`: uint8 pixels, labels, class names and a fingerprint, the training split first
+and the test split after it.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cifar_fastai.errors import DataError
+from cifar_fastai.images import EXTENSIONS, BadImage, decode_image, fit_image
+from cifar_fastai.recipes import nearest
+
+SPLITS = ("train", "test")
+BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
+DIGITS_SPLIT_SEED = 0
+LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image> and test/<class>/<image>."
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images of one size with their labels. Rows `0 … n_train-1` are the training split, the rest the test split."""
+
+    source: str  # "cifar10", "digits", or the name of the file or folder
+    images: np.ndarray  # uint8, (rows, size, size, 3)
+    labels: np.ndarray  # int64, (rows,), indices into classes
+    classes: tuple[str, ...]
+    n_train: int
+    encoding: str  # how the pixels were stored: "lossless" or a lossy format's name
+    sha256: str | None = None  # of the file they came from, where it was one
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def n_test(self) -> int:
+        return len(self.images) - self.n_train
+
+    @property
+    def size(self) -> int:
+        return self.images.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over pixels, labels, class names and the place of the split: equal data, equal fingerprint."""
+        digest = hashlib.sha256(repr((self.classes, self.n_train, self.images.shape)).encode())
+        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(np.ascontiguousarray(self.images).data)
+        return digest.hexdigest()
+
+
+def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageData:
+    """Load `source`, its images fitted to `size` x `size` pixels.
+
+    `source` is "cifar10" (downloaded once into the user's cache folder), "digits" (scikit-learn's, no network), a
+    folder or a .tgz or .zip of a folder `train/<class>/*, test/<class>/*`, `cifar-10-python.tar.gz`, or an extracted
+    `cifar-10-batches-py` folder. Raises DataError.
+    """
+    if isinstance(source, ImageData):
+        return source
+    if source == "cifar10":
+        return _cifar10(size)
+    if source == "digits":
+        return _digits(size)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "data_batch_1").is_file():
+            return _from_batches(_files_in_folder(path), path.name, size)
+        return _from_pictures(_files_in_folder(path), path.name, size)
+    if path.is_file():
+        return _from_archive(path, size)
+    hint = nearest(str(source), ("cifar10", "digits"))
+    raise DataError(f"--data {source}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
+
+
+# --- the named sources -------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `cifar-fastai` in the user's cache folder (`$XDG_CACHE_HOME` where that is set)."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("cifar-fastai", appauthor=False)
+
+
+def _cifar10(size: int) -> ImageData:
+    from cifar_fastai import compat  # noqa: F401  before torchvision
+
+    from torchvision.datasets import CIFAR10
+
+    folder = cache_folder()
+    try:
+        for train in (True, False):
+            CIFAR10(folder, train=train, download=True)  # checks the md5 of the archive and of every batch
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-10 could not be downloaded from {CIFAR10.url}: {str(error) or type(error).__name__}\n"
+            f"Bring {CIFAR10.filename} by hand and give its path with --data, or try everything with --data digits."
+        ) from None
+    batches = folder / CIFAR10.base_folder
+    return _from_batches(_files_in_folder(batches), "cifar10", size)
+
+
+def _digits(size: int) -> ImageData:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, test = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=DIGITS_SPLIT_SEED
+    )
+    rows = np.concatenate([train, test])
+    small = (digits.images[rows] * (255 / 16)).round().astype(np.uint8)  # 8 x 8, values 0 to 16
+    resized = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small]
+    images = np.repeat(np.stack([np.asarray(image) for image in resized])[..., None], 3, axis=3)
+    labels = digits.target[rows].astype(np.int64)
+    return ImageData("digits", images, labels, tuple(map(str, digits.target_names)), len(train), "lossless")
+
+
+# --- files, wherever they lie ------------------------------------------------------------------------------------
+
+File = tuple[PurePosixPath, bytes]
+
+
+def _files_in_folder(folder: Path) -> Iterator[File]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            try:
+                yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _files_in_tar(path: Path) -> Iterator[File]:
+    # Members are read in memory and nothing is written, so hostile names and links in an archive have no effect.
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isfile():
+                yield PurePosixPath(member.name), archive.extractfile(member).read()
+
+
+def _files_in_zip(path: Path) -> Iterator[File]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                yield PurePosixPath(member.filename), archive.read(member)
+
+
+def _from_archive(path: Path, size: int) -> ImageData:
+    if zipfile.is_zipfile(path):
+        files = _files_in_zip(path)
+    elif tarfile.is_tarfile(path):
+        files = _files_in_tar(path)
+    else:
+        raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
+    try:
+        files = list(files)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
+    is_cifar = any(name.name == "data_batch_1" for name, _ in files)
+    return (_from_batches if is_cifar else _from_pictures)(files, path.name, size, _sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- CIFAR's own batches -----------------------------------------------------------------------------------------
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """CIFAR's batches are pickles. This reads what such a batch holds and refuses to look up anything else."""
+
+    ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+    def find_class(self, module, name):
+        if (module, name) in self.ALLOWED:
+            return super().find_class(module, name)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return super().find_class("numpy._core.multiarray", name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a CIFAR batch")
+
+
+def _read_batch(data: bytes) -> dict:
+    batch = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    if not isinstance(batch, dict):
+        raise ValueError("it holds no dictionary")
+    return batch
+
+
+def _from_batches(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
+    wanted = {name for names in BATCH_FILES.values() for name in names} | {"batches.meta"}
+    content = {path.name: data for path, data in files if path.name in wanted}
+    if missing := sorted(wanted - content.keys()):
+        raise DataError(f"--data {source}: {', '.join(missing)} missing from CIFAR-10's batches. Fetch them again.")
+    images, labels, n_rows = [], [], {}
+    try:
+        classes = tuple(_read_batch(content["batches.meta"])["label_names"])
+        for split in SPLITS:
+            batches = [_read_batch(content[name]) for name in BATCH_FILES[split]]
+            images += [batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
+            labels += [np.asarray(batch["labels"], dtype=np.int64) for batch in batches]
+            n_rows[split] = sum(len(batch["labels"]) for batch in batches)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(f"--data {source}: CIFAR-10's batches are damaged ({error}). Fetch them again.") from None
+    pixels = np.ascontiguousarray(np.concatenate(images))
+    if size != 32:
+        pixels = np.stack([np.asarray(fit_image(decode_image(image), size)) for image in pixels])
+    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", sha256)
+
+
+# --- folders of pictures -----------------------------------------------------------------------------------------
+
+
+def _from_pictures(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
+    pictures: dict[str, list] = {split: [] for split in SPLITS}
+    passed_over = []
+    for path, data in files:
+        if len(path.parts) >= 3 and path.parts[-3] in SPLITS:
+            if path.suffix.lower() in EXTENSIONS:
+                pictures[path.parts[-3]].append((path, data))
+            else:
+                passed_over.append(path)
+    for split in SPLITS:
+        if not pictures[split]:
+            raise DataError(f"--data {source}: no images in {split}/. {LAYOUT_HELP}")
+        pictures[split] = _in_original_order(pictures[split])
+
+    classes = tuple(sorted({path.parts[-2] for path, _ in pictures["train"]}))
+    if strangers := sorted({path.parts[-2] for path, _ in pictures["test"]} - set(classes)):
+        raise DataError(f"--data {source}: classes in test/ that train/ does not have: {', '.join(strangers)}.")
+    if len(classes) < 2:
+        raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
+
+    n_pictures = sum(map(len, pictures.values()))
+    images = np.empty((n_pictures, size, size, 3), dtype=np.uint8)
+    labels = np.empty(n_pictures, dtype=np.int64)
+    n_rows = {}
+    damaged, row = [], 0
+    for split in SPLITS:
+        start = row
+        for path, data in pictures[split]:
+            try:
+                images[row] = fit_image(decode_image(data), size)
+            except BadImage as error:
+                damaged.append(f"{path} ({error})")
+                continue
+            labels[row] = classes.index(path.parts[-2])
+            row += 1
+        n_rows[split] = row - start
+    images, labels = images[:row], labels[:row]
+    for index, name in enumerate(classes):
+        if not (labels[: n_rows["train"]] == index).any():
+            raise DataError(f"--data {source}: no readable training image in the class {name!r}: {damaged[0]}")
+
+    warnings = _count_and_name("not an image file, passed over", passed_over)
+    warnings += _count_and_name("unreadable, left out", damaged)
+    return ImageData(source, images, labels, classes, n_rows["train"], _encoding(pictures), sha256, warnings)
+
+
+def _in_original_order(pictures: list) -> list:
+    """By number where every name is a different number, as in fast.ai's copy of CIFAR-10; else by path."""
+    stems = [path.stem for path, _ in pictures]
+    if all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return sorted(pictures, key=lambda picture: int(picture[0].stem))
+    return sorted(pictures, key=lambda picture: picture[0])
+
+
+def _encoding(pictures: dict[str, list]) -> str:
+    suffixes = {path.suffix.lower() for split in pictures.values() for path, _ in split}
+    lossy = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
+    return " and ".join(sorted({lossy[suffix] for suffix in suffixes if suffix in lossy})) or "lossless"
+
+
+def _count_and_name(what: str, things: list) -> tuple[str, ...]:
+    if not things:
+        return ()
+    named = ", ".join(map(str, things[:3])) + (" and more" if len(things) > 3 else "")
+    return (f"{len(things)} {what}: {named}",)

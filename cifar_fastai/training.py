@@ -1,0 +1,231 @@
+"""The training itself: fit_one_cycle inside a run folder, with history, checkpoints, early stopping and progress."""
+
+import csv
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
+from fastai.learner import Learner
+
+from cifar_fastai.errors import TrainingDiverged
+from cifar_fastai.learner import fit
+from cifar_fastai.recipes import Recipe
+
+HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "seconds")
+MONITOR = {"monitor": "valid_loss", "comp": np.less}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training left behind, apart from the weights."""
+
+    history: list[dict]  # one row an epoch, HISTORY_COLUMNS
+    best_epoch: int  # the epoch, counted from 1, whose weights the learner now has
+    lrs: list[float]  # learning rate of every step
+    seconds: float
+    images_per_second: float  # training images, validation time not counted
+
+
+def train(learn: Learner, recipe: Recipe, folder: Path, stream=None) -> Training:
+    """Train `learn`, leave history.csv and checkpoints/ in `folder`, and give the learner its best epoch's weights.
+
+    Best means lowest validation loss. stream: where progress is shown, standard output by default. Raises
+    TrainingDiverged when the loss is no longer finite; the last finite checkpoints stay.
+    """
+    learn.path, learn.model_dir = folder, Path("checkpoints")
+    history, progress = History(folder / "history.csv"), Progress(stream)
+    cbs = [history, StopOnDivergence(), SaveBest(), SaveLast(), progress, EarlyStopping(recipe.patience, stream)]
+    notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
+    start = time.perf_counter()
+    try:
+        with learn.removed_cbs(notebook_bars), learn.no_logging():
+            fit(learn, recipe, cbs)
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - start
+    return Training(
+        history=history.rows,
+        best_epoch=min(history.rows, key=lambda row: row["valid_loss"])["epoch"],
+        lrs=[float(lr) for lr in learn.recorder.lrs],
+        seconds=seconds,
+        images_per_second=history.images / history.train_seconds,
+    )
+
+
+class History(Callback):
+    """Collects a row an epoch and writes it to a CSV file at once."""
+
+    order = 55  # after Recorder, which computes the figures
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def before_fit(self):
+        self.rows, self.images, self.train_seconds = [], 0, 0.0
+        self._write(HISTORY_COLUMNS, mode="w")
+
+    def before_epoch(self):
+        self.epoch_start = time.perf_counter()
+
+    def after_batch(self):
+        if self.training:
+            self.images += len(self.yb[0])
+
+    def after_train(self):
+        self.train_seconds += time.perf_counter() - self.epoch_start
+
+    def after_epoch(self):
+        train_loss, valid_loss, accuracy = (float(value) for value in self.recorder.values[-1])
+        lr, seconds = float(self.recorder.lrs[-1]), time.perf_counter() - self.epoch_start
+        row = (self.epoch + 1, train_loss, valid_loss, accuracy, lr, round(seconds, 2))
+        self.rows.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
+        self._write(row, mode="a")
+
+    def _write(self, row, mode):
+        with self.path.open(mode, newline="") as file:
+            csv.writer(file).writerow(row)
+
+
+class StopOnDivergence(Callback):
+    """Ends the training with TrainingDiverged as soon as a loss is no longer finite, before anything is saved."""
+
+    order = 56  # after Recorder, before the checkpoints
+
+    def after_batch(self):
+        if self.training and not math.isfinite(self.smooth_loss):
+            self._stop("training", f"step {self.iter + 1}")
+
+    def after_epoch(self):
+        if not math.isfinite(self.recorder.values[-1][1]):
+            self._stop("validation", "the end")
+
+    def _stop(self, which, where):
+        raise TrainingDiverged(
+            f"The {which} loss became NaN or infinite in epoch {self.epoch + 1}, at {where}. The checkpoints of earlier "
+            f"epochs are in {self.learn.path / self.learn.model_dir}; try a lower --lr."
+        )
+
+
+class SaveBest(SaveModelCallback):
+    """fastai's SaveModelCallback by validation loss, silent: the epoch's own line marks a new best."""
+
+    def __init__(self):
+        super().__init__(**MONITOR, fname="best", with_opt=True)
+
+    def after_epoch(self):
+        TrackerCallback.after_epoch(self)
+        if self.new_best:
+            self._save(self.fname)
+
+
+class SaveLast(Callback):
+    """Keeps the latest epoch's weights and optimizer."""
+
+    order = SaveModelCallback.order + 1
+
+    def after_epoch(self):
+        self.learn.save("last", with_opt=True)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """fastai's EarlyStoppingCallback by validation loss, its word sent where the progress goes."""
+
+    def __init__(self, patience: int, stream=None):
+        super().__init__(**MONITOR, patience=patience)
+        self.stream = stream
+
+    def after_epoch(self):
+        TrackerCallback.after_epoch(self)
+        self.wait = 0 if self.new_best else self.wait + 1
+        if self.wait >= self.patience:
+            print(f"stopped: no lower validation loss for {self.wait} epochs", file=self.stream or sys.stdout, flush=True)
+            raise CancelFitException
+
+
+class Progress(Callback):
+    """A line an epoch; on a terminal also a bar with epoch, loss, accuracy and time left; once, an estimate of it all."""
+
+    order = SaveModelCallback.order + 1  # after SaveBest; EarlyStopping may end the epoch for those behind it
+
+    WARM_UP = 2  # batches not timed for the estimate: the first ones allocate
+    TIMED = 20
+    VALIDATION_COST = 1 / 3  # of a training image: no backward pass
+
+    def __init__(self, stream=None):
+        self.stream, self.bar = stream, None
+
+    def before_fit(self):
+        self.out = self.stream or sys.stdout
+        self.accuracy, self.told = None, False
+        self.bar = self._start_bar() if self.out.isatty() else None
+
+    def before_train(self):
+        self.timed_from = None
+
+    def after_batch(self):
+        if not self.training:
+            return
+        if not self.told:
+            self._estimate()
+        if self.bar:
+            accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.1%}"
+            text = f"epoch {self.epoch + 1}/{self.n_epoch}  loss {float(self.smooth_loss):.3f}  {accuracy}"
+            self.bar.update(self.task, advance=1, description=text)
+
+    def after_epoch(self):
+        row = self.history.rows[-1]
+        self.accuracy = row["accuracy"]
+        self._say(
+            f"epoch {row['epoch']:>{len(str(self.n_epoch))}}/{self.n_epoch}  train loss {row['train_loss']:.4f}  "
+            f"valid loss {row['valid_loss']:.4f}  accuracy {row['accuracy']:.2%}  {row['seconds']:.1f} s"
+            + ("  best so far" if self.save_best.new_best else "")
+        )
+
+    def close(self):
+        if self.bar:
+            self.bar.stop()
+
+    def _start_bar(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
+        bar = Bar(*columns, console=Console(file=self.out), transient=True)
+        self.task = bar.add_task("epoch 1", total=self.n_epoch * len(self.dls.train))
+        bar.start()
+        return bar
+
+    def _estimate(self):
+        last = min(self.WARM_UP + self.TIMED, len(self.dls.train)) - 1
+        if self.iter == min(self.WARM_UP, last - 1):
+            self.timed_from, self.first_timed = time.perf_counter(), self.iter
+        if self.iter == last:
+            self.told = True
+            if self.timed_from is None:
+                return  # an epoch of a single step: nothing to measure by
+            a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
+            an_image = a_batch / len(self.yb[0])
+            valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST
+            total = self.n_epoch * (len(self.dls.train) * a_batch + valid)
+            self._say(f"about {_minutes(total)} for {self.n_epoch} epochs, at {1 / an_image:,.0f} images a second")
+
+    def _say(self, line):
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+        else:
+            print(line, file=self.out, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
