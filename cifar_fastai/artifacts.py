@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError
+from cifar_fastai.errors import ExportError, ExportWarning
 from cifar_fastai.models import MODELS, create_model
 
 SCHEMA = 1
@@ -116,7 +116,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    os.chmod(new, 0o755)  # temporary folders are private
+    new.chmod(0o755)  # temporary folders are private
     retired = new.with_name(new.name + "-old")
     if folder.exists():
         folder.rename(retired)
@@ -134,16 +134,17 @@ def probe_images(size: int) -> Tensor:
 
 def model_card(config: dict) -> str:
     """README.md of an export."""
-    training, test = config["training"], config["test"]
+    training, test, size = config["training"], config["test"], config["size"]
     return f"""# {config["name"]}
 
 An image classifier for {len(config["classes"])} classes: {", ".join(config["classes"])}.
 
 | | |
 |---|---|
-| network | `{config["model"]}`, {training["n_params"]:,} parameters, {config["size"]} x {config["size"]} pixels |
+| network | `{config["model"]}`, {training["n_params"]:,} parameters, {size} x {size} pixels |
 | training data | {training["data"]} |
-| training | recipe `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]}, on {training["device"]} |
+| recipe | `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]} |
+| trained on | {training["hardware"]}, in {training["train_seconds"] / 60:.0f} minutes |
 | test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
 | test loss | {test["test_loss"]:.4f} |
 | created | {config["created"]} |
@@ -256,7 +257,8 @@ def _check_probe(export: Export, data: bytes) -> None:
     if not difference <= PROBE_LIMIT:
         raise ExportError(f"it computes other probabilities here than where it was made (by up to {difference:.1e}).")
     if difference > PROBE_NOISE:
-        warnings.warn(f"{export.folder}: probabilities differ by up to {difference:.1e} from those of its making.", stacklevel=4)
+        words = f"{export.folder}: probabilities differ by up to {difference:.1e} from those where it was made."
+        warnings.warn(words, ExportWarning, stacklevel=3)
 
 
 def load_learner(folder: str | os.PathLike):

@@ -8,8 +8,8 @@ import math
 
 import torch
 from fastai.data.transforms import Normalize
-from fasttransform import Transform
 from fastai.vision.core import TensorImage
+from fasttransform import Transform
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import ExportWarning, UserError
 from cifar_fastai.recipes import MAX_VALID_PCT, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
 
 
@@ -19,6 +19,8 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
+    warnings.filterwarnings("always", category=ExportWarning)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.function(options)
     except UserError as error:
@@ -27,16 +29,28 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name!r} is missing: `pip install -r requirements.txt`.", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default once: none where there is none, nor where the text tells it already."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "(default: " in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line with a hint, and whose help shows every default."""
+    """An ArgumentParser whose errors are one line with a hint."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
 
     def error(self, message):
         known = [option for action in self._actions for option in action.option_strings]
@@ -95,7 +109,12 @@ def _add_train_arguments(parser):
         help="stop after this many epochs without a lower validation loss (default: the recipe's)",
     )
     add("--seed", type=int, default=42, metavar="S", help="of every random choice: division, weights, order, augmentation")
-    add("--subset", type=int, metavar="N", help="train on N images, drawn class by class, for trying things out")
+    add(
+        "--subset",
+        type=int,
+        metavar="N",
+        help="train on N images, drawn class by class, for trying things out (default: all)",
+    )
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
     add("--name", metavar="NAME", help="of the run and of its export in exports/ (default: recipe and data)")
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
@@ -170,7 +189,7 @@ def _predict(options) -> int:
             answer = classifier.predict(sys.stdin.buffer.read() if path == "-" else path, tta=options.tta)
         except BadImage as error:
             n_bad += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print(f"error: {'standard input: ' if path == '-' else ''}{error}", file=sys.stderr)
             continue
         topk = [[name, confidence] for name, confidence in answer.items()][: options.topk]
         label, confidence = topk[0]
@@ -186,7 +205,7 @@ def _image_paths(arguments: list[str]):
     from cifar_fastai.images import EXTENSIONS
 
     for argument in arguments:
-        if not os.path.isdir(argument):
+        if not Path(argument).is_dir():
             yield argument
             continue
         images = [path for path in sorted(Path(argument).rglob("*")) if path.suffix.lower() in EXTENSIONS]

@@ -26,3 +26,7 @@ class ExportError(UserError):
     """An export that is missing, damaged or not trusted."""
 
     exit_code = 5
+
+
+class ExportWarning(UserWarning):
+    """An export works, but not exactly as where it was made."""

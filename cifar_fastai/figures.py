@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours, told apart by colour-blind eyes
 
@@ -24,6 +24,7 @@ def loss_curve(history: list[dict], best_epoch: int) -> Figure:
     for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
         axes.axvline(best_epoch, color=ORANGE, linestyle=":", label="best epoch")
         axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         _plain(axes)
     return figure

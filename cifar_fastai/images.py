@@ -13,6 +13,8 @@ MAX_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+TOO_LARGE = f"The file is larger than {MAX_BYTES // 1_000_000} MB."
+TOO_MANY_PIXELS = f"The image has more than {MAX_PIXELS // 1_000_000} megapixels."
 BACKGROUND = (255, 255, 255)  # shines through transparent pixels
 
 
@@ -34,7 +36,10 @@ def decode_image(source) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (str, Path)):
-        source = _read_file(Path(source))
+        try:
+            return _from_bytes(_read_file(Path(source)))
+        except BadImage as error:
+            raise BadImage(f"{source}: {error}") from None
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source))
     raise BadImage(f"A {type(source).__name__} is no image: give a path, bytes, a PIL image, an array or a tensor.")
@@ -50,28 +55,23 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 def _read_file(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise BadImage(f"{path} is a folder, not an image.")
+            raise BadImage("This is a folder, not an image.")
         if path.stat().st_size > MAX_BYTES:
-            raise BadImage(f"{path} is larger than {MAX_BYTES // 1_000_000} MB.")
+            raise BadImage(TOO_LARGE)
         return path.read_bytes()
-    except FileNotFoundError:
-        raise BadImage(f"{path} does not exist.") from None
-    except OSError as error:
-        raise BadImage(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise BadImage(f"The file cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _from_bytes(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("The file is empty.")
     if len(data) > MAX_BYTES:
-        raise BadImage(f"The file is larger than {MAX_BYTES // 1_000_000} MB.")
+        raise BadImage(TOO_LARGE)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if math.prod(image.size) > MAX_PIXELS:
-            raise BadImage(
-                f"The image has {image.width} x {image.height} pixels; "
-                f"the limit is {MAX_PIXELS // 1_000_000} megapixels."
-            )
+            raise BadImage(TOO_MANY_PIXELS)
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except BadImage:
@@ -79,7 +79,7 @@ def _from_bytes(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise BadImage(f"Not an image in a format that is read here ({', '.join(FORMATS)}).") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"The image has more than {MAX_PIXELS // 1_000_000} megapixels.") from None
+        raise BadImage(TOO_MANY_PIXELS) from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise BadImage(f"The image is damaged ({error or type(error).__name__}).") from None
 
@@ -109,7 +109,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
             "tensors channels x height x width, with 1, 3 or 4 channels."
         )
     if math.prod(array.shape[:2]) > MAX_PIXELS:
-        raise BadImage(f"The image has more than {MAX_PIXELS // 1_000_000} megapixels.")
+        raise BadImage(TOO_MANY_PIXELS)
     return _to_rgb(Image.fromarray(_to_uint8(array)))
 
 

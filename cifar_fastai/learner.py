@@ -25,8 +25,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
 
     seed: of the weights and of all later draws from torch's global generator. Raises UserError for an unknown model.
     """
-    if recipe.model not in MODELS:
-        raise UserError(f"There is no model {recipe.model!r}.{nearest(recipe.model, MODELS)} There are: {', '.join(MODELS)}.")
+    check_model(recipe.model)
     if seed is not None:
         set_seed(seed)
     model = create_model(recipe.model, len(dls.vocab), dls.data.size)
@@ -43,6 +42,12 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
         metrics=accuracy,
         cbs=[*_recipe_callbacks(recipe)],
     )
+
+
+def check_model(name: str) -> None:
+    """Raises UserError, naming the nearest, if there is no model of this name."""
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r}.{nearest(name, MODELS)} There are: {', '.join(MODELS)}.")
 
 
 def fit(learn: Learner, recipe: Recipe, cbs=None) -> None:

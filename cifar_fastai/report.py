@@ -15,9 +15,10 @@ PICTURES = {
 }
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 60rem; padding: 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
-.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; padding: 0 }
+.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0 }
 .summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
 .summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
@@ -72,7 +73,7 @@ def _class_rows(metrics: dict):
 def _environment_rows(metrics: dict):
     rows = [("device", metrics["device"]), ("hardware", metrics["hardware"]), ("seed", metrics["seed"])]
     rows += [("peak memory", f"{metrics['peak_memory_mb']:,.0f} MB"), ("git commit", metrics["git_commit"])]
-    rows += [(f"sha256 of the {name}", metrics["data"][key]) for name, key in (("file", "sha256"), ("pixels", "fingerprint"))]
+    rows += [("data file's sha256", metrics["data"]["sha256"]), ("pixels' sha256", metrics["data"]["fingerprint"])]
     return rows + list(metrics["versions"].items())
 
 

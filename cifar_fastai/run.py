@@ -19,7 +19,7 @@ from cifar_fastai.artifacts import write_export
 from cifar_fastai.data import dataloaders
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import evaluate
-from cifar_fastai.learner import create_learner
+from cifar_fastai.learner import check_model, create_learner
 from cifar_fastai.models import count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
@@ -56,6 +56,7 @@ def pick_device(wanted: str | None) -> str:
 
 def run(recipe: Recipe, options: RunOptions) -> Path:
     """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds."""
+    check_model(recipe.model)  # before the data, which can take long
     started = time.time()
     data = load_data(options.source)
     for warning in data.warnings:
@@ -136,7 +137,8 @@ def _make_run_folder(out: Path, name: str, started: float) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"The run folder {folder} cannot be made: {error.strerror or error}. Choose another --out.") from None
+            reason = error.strerror or error
+            raise UserError(f"The run folder {folder} cannot be made: {reason}. Choose another --out.") from None
     raise UserError(f"{out} is full of runs named {stem}.")
 
 

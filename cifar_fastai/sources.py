@@ -92,8 +92,9 @@ def cache_folder() -> Path:
 
 
 def _cifar10(size: int) -> ImageData:
-    from cifar_fastai import compat  # noqa: F401  before torchvision
+    import cifar_fastai.compat  # noqa: F401
 
+    # isort: split
     from torchvision.datasets import CIFAR10
 
     folder = cache_folder()
@@ -184,7 +185,7 @@ def _sha256(path: Path) -> str:
 class _ArraysOnly(pickle.Unpickler):
     """CIFAR's batches are pickles. This reads what such a batch holds and refuses to look up anything else."""
 
-    ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
     def find_class(self, module, name):
         if (module, name) in self.ALLOWED:

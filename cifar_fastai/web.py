@@ -3,6 +3,7 @@
 import base64
 import os
 import socket
+from pathlib import Path
 
 from cifar_fastai.errors import UserError
 from cifar_fastai.images import MAX_BYTES, BadImage
@@ -38,17 +39,19 @@ def build_app(classifier: Classifier):
             )  # fmt: skip
             answer = gr.Label(label="Answer", num_top_classes=TOP_K)
         image.preprocess = _file_content  # the bytes as they came: decode_image is the one place that reads images
-        image.change(predict, image, answer, api_name="predict", show_progress="hidden")
+        # An error leaves outputs as they were, so the answer to the last picture is wiped first.
+        wiped = image.input(lambda: None, None, answer, queue=False, show_progress="hidden", api_visibility="private")
+        wiped.then(predict, image, answer, api_name="predict", show_progress="hidden")
     return app
 
 
-def _file_content(payload) -> str | bytes | None:
-    """The path of an upload, or the bytes of a data: URL, in place of Gradio's own decoding."""
+def _file_content(payload) -> bytes | None:
+    """The bytes of an upload or of a data: URL, in place of Gradio's own decoding."""
     if payload is None:
         return None
     if payload.url and payload.url.startswith("data:"):
         return base64.b64decode(payload.url.partition(",")[2])
-    return payload.path
+    return Path(payload.path).read_bytes()
 
 
 def serve(classifier: Classifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
@@ -57,7 +60,7 @@ def serve(classifier: Classifier, *, host: str, port: int, share: bool, auth, ma
     app = build_app(classifier)
     app.queue(max_size=max_queue)
     print(f"export   {classifier.export.folder}", flush=True)
-    app.launch(
+    _, local_url, share_url = app.launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -66,7 +69,13 @@ def serve(classifier: Classifier, *, host: str, port: int, share: bool, auth, ma
         enable_monitoring=False,
         run_history=False,
         footer_links=["api"],
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    print(f"serving  {local_url} (Ctrl-C stops it)", flush=True)
+    if share:
+        print(f"public   {share_url or 'no link could be made; the local address works'}", flush=True)
+    app.block_thread()
 
 
 def _check_free(host: str, port: int) -> None:

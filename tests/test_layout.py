@@ -1,0 +1,77 @@
+"""The direction of imports, and what importing costs."""
+
+import ast
+
+from conftest import ROOT, call
+
+PACKAGE = ROOT / "cifar_fastai"
+
+# A module imports only modules that stand before it.
+ORDER = (
+    "errors compat recipes images sources models augment data learner training figures evaluation artifacts inference "
+    "report web run cli"
+).split()
+
+
+def imports_of(module: str) -> set[str]:
+    """Top-level names and cifar_fastai's modules that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            if node.module == "cifar_fastai":
+                found |= {f"cifar_fastai.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return {".".join(name.split(".")[:2]) if name.startswith("cifar_fastai") else name.split(".")[0] for name in found}
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert modules == set(ORDER)
+
+
+def test_imports_point_one_way():
+    for place, module in enumerate(ORDER):
+        ours = {name.removeprefix("cifar_fastai.") for name in imports_of(module) if name.startswith("cifar_fastai.")}
+        assert ours <= set(ORDER[:place]), f"{module} imports {sorted(ours - set(ORDER[:place]))}"
+
+
+def test_the_models_need_torch_alone():
+    assert imports_of("models") == {"torch"}
+
+
+def test_recipes_need_the_standard_library_alone():
+    assert imports_of("recipes") == {"cifar_fastai.errors", "dataclasses", "difflib"}
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys, cifar_fastai; from cifar_fastai.cli import main\n"
+        "try: main('train', ['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'fastai', 'gradio', 'numpy', 'PIL', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = call("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_prediction_imports_neither_fastai_nor_gradio(tmp_path):
+    code = (
+        "import sys, cifar_fastai.inference\n"
+        "heavy = {'fastai', 'gradio', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = call("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names():
+    import cifar_fastai
+
+    for name in cifar_fastai.__all__:
+        assert getattr(cifar_fastai, name).__doc__, f"{name} has no docstring"
+    assert not hasattr(cifar_fastai, "no_such_name")

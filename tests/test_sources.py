@@ -1,0 +1,328 @@
+import hashlib
+import http.server
+import io
+import pickle
+import shutil
+import tarfile
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import COLOURS
+from PIL import Image
+
+import cifar_fastai.compat
+from cifar_fastai import sources
+from cifar_fastai.errors import DataError
+from cifar_fastai.sources import load_data
+
+# isort: split
+from torchvision.datasets import CIFAR10
+
+# --- folders and archives of pictures ----------------------------------------------------------------------------
+
+
+def read_by_hand(folder, split):
+    """Pixels and class names of a folder, by another road: PIL alone, in order of path."""
+    paths = sorted((folder / split).glob("*/*"))
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]), [path.parent.name for path in paths]
+
+
+def test_folder_against_reading_by_hand(pictures):
+    data = load_data(pictures)
+    assert (data.source, data.encoding, data.warnings) == ("pictures", "lossless", ())
+    assert (data.classes, data.n_train, data.n_test, data.size) == (tuple(sorted(COLOURS)), 60, 12, 32)
+    for split, rows in (("train", slice(0, 60)), ("test", slice(60, None))):
+        pixels, names = read_by_hand(pictures, split)
+        assert np.array_equal(data.images[rows], pixels)
+        assert [data.classes[label] for label in data.labels[rows]] == names
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+@pytest.mark.parametrize("prefix", ["", "some/where/"])
+def test_archives_hold_what_the_folder_holds(pictures, tmp_path, kind, prefix):
+    path = tmp_path / f"pictures.{kind}"
+    if kind == "tgz":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(pictures, prefix or ".")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in pictures.rglob("*.png"):
+                archive.write(file, prefix + str(file.relative_to(pictures)))
+    data, folder = load_data(path), load_data(pictures)
+    assert data.fingerprint == folder.fingerprint
+    assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and folder.sha256 is None
+
+
+def test_the_fingerprint_notices_a_pixel_a_label_and_a_name(pictures):
+    before = load_data(pictures).fingerprint
+    assert load_data(pictures).fingerprint == before
+    seen = {before}
+    file = next((pictures / "train/red").iterdir())
+    pixels = np.array(Image.open(file))
+    pixels[3, 3, 1] ^= 1
+    Image.fromarray(pixels).save(file)
+    seen.add(load_data(pictures).fingerprint)
+    file.rename(pictures / "train/blue" / file.name)
+    seen.add(load_data(pictures).fingerprint)
+    for split in ("train", "test"):
+        (pictures / split / "green").rename(pictures / split / "gruen")
+    seen.add(load_data(pictures).fingerprint)
+    assert len(seen) == 4
+
+
+def test_numbered_pictures_come_in_the_order_of_their_numbers(tmp_path):
+    for split in ("train", "test"):
+        for number, name in enumerate(["b", "a", "b", "a"]):
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / split / name / f"{number * 9}.png")  # 9 after 0, 27
+    data = load_data(tmp_path)
+    assert data.images[:4, 0, 0, 0].tolist() == [0, 1, 2, 3] and data.labels.tolist() == [1, 0, 1, 0] * 2
+
+
+def test_jpegs_are_said_to_be_lossy(pictures):
+    Image.new("RGB", (32, 32)).save(pictures / "train/red/photo.JPG")
+    assert load_data(pictures).encoding == "JPEG"
+
+
+def test_other_sizes_and_modes_are_fitted(pictures):
+    Image.new("L", (100, 60), 77).save(pictures / "train/red/gray.png")
+    data = load_data(pictures, size=16)
+    assert data.images.shape == (73, 16, 16, 3)
+    assert (data.images == 77).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_unreadable_and_foreign_files_are_named(pictures):
+    (pictures / "train/red/notes.txt").write_text("x")
+    (pictures / "train/red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    data = load_data(pictures)
+    assert data.n_train == 60
+    assert "1 not an image file, passed over: train/red/notes.txt" in data.warnings
+    assert any(line.startswith("1 unreadable, left out: train/red/broken.png (") for line in data.warnings)
+
+
+def damage(pictures, how):
+    if how == "no test":
+        shutil.rmtree(pictures / "test")
+    elif how == "empty class":
+        for file in (pictures / "train/red").iterdir():
+            file.write_bytes(b"")
+    elif how == "one class":
+        for name in ("green", "red"):
+            shutil.rmtree(pictures / "train" / name)
+            shutil.rmtree(pictures / "test" / name)
+    elif how == "strange class":
+        (pictures / "test/red").rename(pictures / "test/purple")
+    elif how == "empty":
+        shutil.rmtree(pictures)
+        pictures.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no test", "no images in test/"),
+        ("empty class", "no readable training image in the class 'red'"),
+        ("one class", "only the class 'blue'"),
+        ("strange class", "does not have: purple"),
+        ("empty", "no images in train/"),
+    ],
+)
+def test_folders_that_will_not_do(pictures, how, words):
+    damage(pictures, how)
+    with pytest.raises(DataError, match=words):
+        load_data(pictures)
+
+
+def test_files_that_are_no_data(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        load_data(tmp_path / "nothing")
+    with pytest.raises(DataError, match="Did you mean 'digits'"):
+        load_data("digit")
+    page = tmp_path / "cifar-10-python.tar.gz"
+    page.write_text("<html>404</html>")
+    with pytest.raises(DataError, match="neither a tar nor a zip"):
+        load_data(page)
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_a_truncated_archive(pictures, tmp_path, kind):
+    whole = shutil.make_archive(tmp_path / "whole", "gztar" if kind == "tgz" else "zip", pictures)
+    half = tmp_path / f"half.{kind}"
+    data = (tmp_path / whole).read_bytes()
+    half.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="damaged"):
+        load_data(half)
+
+
+def test_an_archive_writes_nothing_outside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("../escaped.png", "/tmp/cifar-fastai-escaped.png", "train/a/ok.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            archive.addfile(info, io.BytesIO(b"data"))
+        link = tarfile.TarInfo("train/a/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(DataError):
+        load_data(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["hostile.tgz"]
+
+
+# --- CIFAR's own batches -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def batches(tmp_path_factory):
+    """A cifar-10-batches-py folder in miniature: ten images a batch, as the university's pickles are written."""
+    folder = tmp_path_factory.mktemp("batches") / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    names = [f"name{index}" for index in range(10)]
+    for name in [name for files in sources.BATCH_FILES.values() for name in files]:
+        batch = {
+            "data": random.integers(0, 256, (10, 3072), dtype=np.uint8),
+            "labels": random.permutation(10).tolist(),
+            "filenames": [f"{name}-{index}.png" for index in range(10)],
+            "batch_label": name,
+        }
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names, "num_vis": 3072}, protocol=2))
+    return folder
+
+
+def as_tar(batches, path):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(batches, batches.name)
+    return path
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def small_cifar10(batches, tmp_path, monkeypatch):
+    """torchvision's CIFAR10 told to expect the miniature; returns the archive."""
+    archive = as_tar(batches, tmp_path / "cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    for attribute, split in (("train_list", "train"), ("test_list", "test")):
+        monkeypatch.setattr(CIFAR10, attribute, [[name, md5(batches / name)] for name in sources.BATCH_FILES[split]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(batches / "batches.meta")}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return archive
+
+
+def test_batches_against_torchvisions_reading(batches, small_cifar10):
+    data = load_data(batches)
+    for split, rows in (("train", slice(0, 50)), ("test", slice(50, 60))):
+        oracle = CIFAR10(batches.parent, train=split == "train")
+        assert np.array_equal(data.images[rows], oracle.data)
+        assert data.labels[rows].tolist() == oracle.targets
+        assert list(data.classes) == oracle.classes
+    assert (data.n_train, data.n_test, data.encoding) == (50, 10, "lossless")
+    archive = load_data(small_cifar10)
+    assert archive.fingerprint == data.fingerprint and archive.sha256
+
+
+@pytest.fixture
+def web_server(tmp_path):
+    """Serves tmp_path/"www" on this machine; gives the address and the requests that came."""
+    (tmp_path / "www").mkdir()
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path / "www")
+
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # torchvision hangs up on its first look at the address
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()
+
+
+def test_cifar10_is_downloaded_once_and_checked(batches, small_cifar10, web_server, tmp_path, monkeypatch):
+    address, requests = web_server
+    shutil.copy(small_cifar10, tmp_path / "www")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(CIFAR10, "url", f"{address}/{small_cifar10.name}")
+    data = load_data("cifar10")
+    assert data.source == "cifar10" and data.fingerprint == load_data(batches).fingerprint
+    assert sources.cache_folder().is_relative_to(tmp_path)
+    so_far = len(requests)
+    load_data("cifar10")
+    assert len(requests) == so_far > 0
+
+
+def test_a_wrong_archive_is_not_used(small_cifar10, web_server, tmp_path, monkeypatch):
+    address, _ = web_server
+    (tmp_path / "www" / small_cifar10.name).write_bytes(small_cifar10.read_bytes()[:-1] + b"?")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(CIFAR10, "url", f"{address}/{small_cifar10.name}")
+    with pytest.raises(DataError, match="could not be downloaded"):
+        load_data("cifar10")
+
+
+def test_no_server_at_all_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(DataError, match=r"by hand and give its path with --data, or try everything with --data digits"):
+        load_data("cifar10")
+
+
+def test_missing_and_damaged_batches(batches, tmp_path):
+    copy = shutil.copytree(batches, tmp_path / "copy")
+    (copy / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="data_batch_3 missing"):
+        load_data(copy)
+    (copy / "data_batch_3").write_bytes((batches / "data_batch_3").read_bytes()[:1000])
+    with pytest.raises(DataError, match="damaged"):
+        load_data(copy)
+
+
+class _Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_hostile_batch_runs_nothing(batches, tmp_path):
+    copy, canary = shutil.copytree(batches, tmp_path / "copy"), tmp_path / "canary"
+    (copy / "data_batch_2").write_bytes(pickle.dumps({"data": _Canary(canary), "labels": []}))
+    with pytest.raises(DataError, match="no part of a CIFAR batch"):
+        load_data(copy)
+    assert not canary.exists()
+
+
+# --- digits ------------------------------------------------------------------------------------------------------
+
+
+def test_digits_against_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data, digits = load_data("digits"), load_digits()
+    assert (len(data.images), data.n_train, data.n_test) == (1797, 1437, 360)
+    assert data.images.shape[1:] == (32, 32, 3) and data.classes == tuple("0123456789")
+    assert (data.images[..., 0] == data.images[..., 1]).all() and (data.images[..., 0] == data.images[..., 2]).all()
+    # Every digit once: shrunk back to 8 x 8, each image lies nearest to one original of its own label.
+    blocks = data.images[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)).reshape(-1, 64)
+    originals = digits.images.reshape(-1, 64) * (255 / 16)
+    nearest = ((blocks[:, None] - originals[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert len(set(nearest)) >= 1790  # a few digits resemble each other within the rounding
+    assert (digits.target[nearest] == data.labels).all()
+    test_share = np.bincount(data.labels[1437:]) / np.bincount(data.labels)
+    assert abs(test_share - 0.2).max() < 0.01
+
+
+def test_digits_are_always_divided_alike():
+    assert load_data("digits").fingerprint == load_data("digits").fingerprint
