@@ -4,10 +4,14 @@ An item is a row number of the data's image array, so a whole batch is one slice
 hands to `learn.predict` or `dls.test_dl` (a path, bytes, a PIL image, an array, a tensor) takes fastai's usual way.
 """
 
+import cifar_fastai.compat  # noqa: F401  before torchvision, which fastai.vision.learner imports
+
+# isort: split
 import math
 import random
 from pathlib import Path
 
+import fastai.vision.learner  # noqa: F401  how image batches are shown: show_results, plot_top_losses
 import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
@@ -22,7 +26,6 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from cifar_fastai import compat  # noqa: F401  a notebook imports fastai.vision.all, and with it torchvision, after this
 from cifar_fastai.augment import batch_transforms
 from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.images import decode_image, fit_image

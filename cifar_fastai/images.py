@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,14 @@ class BadImage(UserError):
 
 
 def decode_image(source) -> Image.Image:
-    """An RGB PIL image from a path, bytes, a PIL image, an HWC (or HW) array or a CHW tensor.
+    """A new RGB PIL image from a path, bytes, a PIL image, an HWC (or HW) array or a CHW tensor.
 
     JPEG, PNG, WebP, GIF and BMP are read, up to 10 MB and 25 megapixels, whatever the file is called. The camera's
     rotation is applied, transparency laid over white, 16-bit and float values scaled to 8 bits (floats count from
     0 to 1), and of an animation the first frame is taken. Raises BadImage.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return _from_pil(source)
     if hasattr(source, "detach"):
         return _from_array(_hwc(source))
     if isinstance(source, np.ndarray):
@@ -63,17 +64,11 @@ def _read_file(path: Path) -> bytes:
         raise BadImage(f"The file cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def _from_bytes(data: bytes) -> Image.Image:
-    if not data:
-        raise BadImage("The file is empty.")
-    if len(data) > MAX_BYTES:
-        raise BadImage(TOO_LARGE)
+@contextmanager
+def _pillows_errors():
+    """Everything that Pillow raises over a bad image, as BadImage."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if math.prod(image.size) > MAX_PIXELS:
-            raise BadImage(TOO_MANY_PIXELS)
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        yield
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -82,6 +77,23 @@ def _from_bytes(data: bytes) -> Image.Image:
         raise BadImage(TOO_MANY_PIXELS) from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise BadImage(f"The image is damaged ({error or type(error).__name__}).") from None
+
+
+def _from_bytes(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("The file is empty.")
+    if len(data) > MAX_BYTES:
+        raise BadImage(TOO_LARGE)
+    with _pillows_errors():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    return _from_pil(image)
+
+
+def _from_pil(image: Image.Image) -> Image.Image:
+    if math.prod(image.size) > MAX_PIXELS:
+        raise BadImage(TOO_MANY_PIXELS)
+    with _pillows_errors():
+        return _to_rgb(ImageOps.exif_transpose(image))  # decodes a lazy image, and copies
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -70,6 +70,17 @@ def test_the_cameras_rotation_is_applied():
     assert np.array_equal(turned, np.rot90(PIXELS, -1))
 
 
+def test_a_pil_image_is_read_like_its_file_and_left_alone(tmp_path):
+    image = Image.fromarray(PIXELS)
+    exif = image.getexif()
+    exif[274] = 3
+    image.save(tmp_path / "a.png", exif=exif)
+    lazy = Image.open(tmp_path / "a.png")
+    result = decode_image(lazy)
+    assert np.array_equal(result, PIXELS[::-1, ::-1]) and np.array_equal(result, decode_image(tmp_path / "a.png"))
+    assert np.array_equal(lazy, PIXELS) and decode_image(image) is not image
+
+
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -12,7 +12,6 @@ import pytest
 from conftest import COLOURS
 from PIL import Image
 
-import cifar_fastai.compat
 from cifar_fastai import sources
 from cifar_fastai.errors import DataError
 from cifar_fastai.sources import load_data

@@ -1,0 +1,215 @@
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from PIL import Image
+from safetensors.numpy import load_file
+
+from cifar_fastai import Classifier, load_learner
+from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_manifest
+from cifar_fastai.errors import ExportError, ExportWarning
+
+
+@pytest.fixture
+def export(digits_run, tmp_path):
+    """A copy of the digits export that may be damaged."""
+    return shutil.copytree(digits_run.export, tmp_path / "export")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (90, 140, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_the_manifest_lists_every_file_with_its_hash(export):
+    files = json.loads((export / "MANIFEST.json").read_text())["files"]
+    present = {path.name for path in export.iterdir()} - {"MANIFEST.json"}
+    assert set(files) == present == {"model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md"}
+    for name, entry in files.items():
+        data = (export / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def test_three_roads_to_the_same_probabilities_in_a_fresh_process(export, photo, tmp_path):
+    """The safe learner, fastai's pickle and the Classifier, each alone in a new process, and all of them here."""
+    roads = {
+        "safe": f"from cifar_fastai import load_learner; p = load_learner({str(export)!r}).predict({str(photo)!r})[2]",
+        "pickle": f"from fastai.learner import load_learner; p = load_learner({str(export / 'export.pkl')!r})"
+        f".predict({str(photo)!r})[2]",
+        "classifier": f"from cifar_fastai import Classifier; c = Classifier({str(export)!r}); a = c.predict({str(photo)!r})"
+        "; import torch; p = torch.tensor([a[name] for name in c.classes])",
+    }
+    answers = {}
+    for name, code in roads.items():
+        done = call("-W", "ignore", "-c", f"{code}; print([float(x).hex() for x in p])", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1, "prediction prints nothing of its own"
+        answers[name] = done.stdout
+    here = [float(x).hex() for x in load_learner(export).predict(photo)[2]]
+    assert answers["safe"].strip() == str(here)
+    assert answers["safe"] == answers["pickle"] == answers["classifier"]
+
+
+def test_the_pickle_is_no_larger_than_the_weights_and_a_megabyte(export):
+    weights = sum(array.nbytes for array in load_file(export / "model.safetensors").values())
+    assert (export / "export.pkl").stat().st_size <= weights + 1_000_000
+
+
+def test_loading_needs_no_pickle_and_no_model_card(export, photo):
+    (export / "export.pkl").unlink()
+    (export / "README.md").unlink()
+    assert load_learner(export).predict(photo)[0] in load_export(export).classes
+
+
+def test_a_loaded_learner_can_be_trained_further(trained):
+    """It is a whole Learner: give it data and it validates, as fastai's users do."""
+    from cifar_fastai import dataloaders, get_recipe
+
+    dls = dataloaders("digits", get_recipe("classic-adam"))
+    assert trained.validate(dl=dls.valid)[1] > 0.9
+
+
+def test_normalisation_travels_with_the_weights(export, trained):
+    config, x = load_export(export).config, probe_images(32)
+    from fastai.vision.core import TensorImage
+
+    (through_fastai,) = trained.dls.valid.after_batch((TensorImage(x),))
+    ours = normalize(x, config["mean"], config["std"])
+    assert torch.equal(through_fastai.as_subclass(torch.Tensor), ours)
+
+
+def test_the_model_card_says_what_it_is(export):
+    card, config = (export / "README.md").read_text(), json.loads((export / "config.json").read_text())
+    assert f"{config['test']['test_accuracy']:.2%}" in card and "digits" in card and "classic-sgd" in card
+
+
+# --- what must be refused ----------------------------------------------------------------------------------------
+
+
+def edit_config(export, **changes):
+    config = json.loads((export / "config.json").read_text()) | changes
+    (export / "config.json").write_text(json.dumps(config))
+    write_manifest(export)
+
+
+def change_weights(export, change):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(export / "model.safetensors")
+    change(weights)
+    save_file(weights, export / "model.safetensors")
+    write_manifest(export)
+
+
+DAMAGE = {
+    "weights missing": (lambda e: (e / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+    "weights empty": (lambda e: (e / "model.safetensors").write_bytes(b""), "damaged or changed"),
+    "a page in place of weights": (lambda e: (e / "model.safetensors").write_text("<html>"), "damaged or changed"),
+    "manifest missing": (lambda e: (e / "MANIFEST.json").unlink(), "There is no export at"),
+    "manifest empty": (lambda e: (e / "MANIFEST.json").write_text(""), "MANIFEST.json is damaged"),
+    "manifest a list": (lambda e: (e / "MANIFEST.json").write_text("[]"), "MANIFEST.json is damaged"),
+    "config no object": (lambda e: ((e / "config.json").write_text("[]"), write_manifest(e)), "config.json is damaged"),
+    "schema of tomorrow": (lambda e: edit_config(e, schema=2), "schema 2"),
+    "model unknown": (lambda e: edit_config(e, model="os.system"), "not known here"),
+    "model of another kind": (lambda e: edit_config(e, model="base"), "does not fit"),
+    "fewer classes": (lambda e: edit_config(e, classes=["a", "b"]), "does not fit"),
+    "a class twice": (lambda e: edit_config(e, classes=["a"] * 10), "impossible"),
+    "huge images": (lambda e: edit_config(e, size=10**9), "impossible"),
+    "std zero": (lambda e: edit_config(e, std=[0, 1, 1]), "impossible"),
+    "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "impossible"),
+    "other normalisation": (lambda e: edit_config(e, mean=[0.9, 0.9, 0.9]), "other probabilities"),
+    "NaN weight": (
+        lambda e: change_weights(e, lambda w: w["head.5.bias"][0].fill_(float("nan"))),
+        "not finite",
+    ),
+    "other weight": (lambda e: change_weights(e, lambda w: w["head.5.weight"].mul_(1.5)), "other probabilities"),
+    "weight missing": (lambda e: change_weights(e, lambda w: w.pop("head.5.bias")), "does not fit"),
+    "probe no archive": (lambda e: ((e / "probe.npz").write_bytes(b"PK"), write_manifest(e)), "probe.npz is damaged"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_is_refused_with_its_reason(export, how):
+    damage, words = DAMAGE[how]
+    damage(export)
+    with pytest.raises(ExportError, match=words) as caught:
+        load_learner(export)
+    assert caught.value.exit_code == 5 and str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "probe.npz"])
+def test_any_flipped_bit_is_noticed(export, name):
+    whole = (export / name).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 25):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(place) % 8
+        (export / name).write_bytes(flipped)
+        with pytest.raises(ExportError, match="damaged or changed"):
+            load_export(export)
+    (export / name).write_bytes(whole)
+    load_export(export)
+
+
+class _Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "probe.npz", "export.pkl", "MANIFEST.json"])
+def test_a_hostile_pickle_never_runs(export, tmp_path, name):
+    canary = tmp_path / "canary"
+    (export / name).write_bytes(pickle.dumps(_Canary(canary)))
+    if name != "MANIFEST.json":
+        write_manifest(export)
+    try:
+        load_learner(export)
+        assert name == "export.pkl"  # not read at all
+    except ExportError:
+        assert name != "export.pkl"
+    assert not canary.exists()
+
+
+def test_small_differences_warn(export):
+    change_weights(export, lambda weights: weights["head.5.weight"].mul_(1.00005))
+    with pytest.warns(ExportWarning, match="differ by up to"):
+        load_export(export)
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_export_is_the_default(export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, created in (("a", "2030-01-02T00:00:00Z"), ("b", "2030-01-01T00:00:00Z")):
+        edit_config(shutil.copytree(export, tmp_path / "exports" / name), created=created)
+    assert find_export(None).name == "a"
+    assert find_export("b").resolve() == tmp_path / "exports" / "b"
+    with pytest.raises(ExportError, match="There is no export at nowhere"):
+        Classifier(find_export("nowhere"))
+
+
+def test_an_export_replaces_the_older_one_whole(digits_run, tmp_path):
+    cwd = tmp_path / "again"
+    (cwd / "exports" / "x").mkdir(parents=True)
+    (cwd / "exports" / "x" / "stale.txt").write_text("old")
+    done = call("train.py", "--data", "digits", "--subset", "200", "--epochs", "1", "--name", "x", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert not (cwd / "exports" / "x" / "stale.txt").exists()
+    assert [path.name for path in (cwd / "exports").iterdir()] == ["x"], "nothing half-made is left"
+    load_export(cwd / "exports" / "x")
+
+
+def test_exports_are_readable_by_others(digits_run):
+    mode = subprocess.run(["stat", "-c", "%a", digits_run.export], capture_output=True, text=True, check=True)
+    assert mode.stdout.strip() == "755"

@@ -1,0 +1,229 @@
+"""The commands as a user runs them: what they print, what they leave, how they end."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, call, environment, write_pictures
+from PIL import Image
+
+RUN_FILES = (
+    "checkpoints config.json confusion_matrix.png history.csv loss_curve.png lr_schedule.png metrics.json "
+    "per_class_accuracy.png predictions.csv report.html samples.png top_losses.png"
+).split()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def assert_clear_error(done, code, *words):
+    """One or two lines, the words among them, no traceback, and the exit code."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 2 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+# --- train -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_every_file(digits_run):
+    assert sorted(path.name for path in digits_run.folder.iterdir()) == RUN_FILES
+    assert re.fullmatch(r"\d{8}-\d{6}-digits", digits_run.folder.name)
+    assert digits_run.errors == ""
+
+
+def test_a_run_tells_what_it_does_in_plain_lines(digits_run):
+    lines = digits_run.output.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "data",
+        "recipe",
+        "run",
+        "about",
+        *["epoch"] * 8,
+        "test",
+        "export",
+        "report",
+    ]
+    assert "1,293 training, 144 validation, 360 test images of 10 classes" in lines[0]
+    assert "\r" not in digits_run.output and "\x1b" not in digits_run.output
+
+
+def test_a_folder_of_pictures_to_an_answer(tmp_path):
+    """From somebody's own images to a prediction, through an archive's folder layout and class names."""
+    write_pictures(tmp_path / "colours", n_train=40)
+    train = call("train.py", "--data", "colours", "--epochs", "4", "--bs", "16", cwd=tmp_path)
+    assert train.returncode == 0, train.stderr
+    Image.new("RGB", (300, 200), (200, 20, 20)).save(tmp_path / "photo.jpg")
+    answer = call("predict.py", "photo.jpg", cwd=tmp_path)
+    assert re.fullmatch(r"photo\.jpg\tred\t\d+\.\d%\n", answer.stdout), answer.stdout + answer.stderr
+    assert (tmp_path / "exports" / "classic-adam-colours").is_dir()
+
+
+def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
+    terminal, inside = pty.openpty()
+    command = [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "2", "--subset", "400", "--bs", "16"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=inside, stderr=inside, env=environment(TERM="xterm", COLUMNS="120")
+    )
+    os.close(inside)
+    shown = b""
+    while True:
+        select.select([terminal], [], [], 120)
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # the other side has closed
+            break
+    os.close(terminal)
+    assert process.wait() == 0
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode()
+    assert re.search(r"epoch 2/2  loss \d\.\d+  accuracy \d+\.\d%.*\d:\d\d:\d\d left", text)
+    assert len(re.findall(r"epoch 1/2  train loss", text)) == 1 and "about" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--recipe", "fsat"], 2, ["no recipe 'fsat'", "Did you mean 'fast'"]),
+        (["--model", "smal"], 2, ["no model 'smal'", "Did you mean 'small'"]),
+        (["--valid-pct", "0.5"], 2, ["between 0.10 and 0.20"]),
+        (["--epochs", "0"], 2, ["epochs must be at least 1"]),
+        (["--epochs", "three"], 2, ["invalid int value: 'three'"]),
+        (["--epoch", "3"], 2, ["Did you mean '--epochs'"]),
+        (["--bs", "0"], 2, ["bs must be at least 1"]),
+        (["--lr", "-1"], 2, ["lr must be a positive number"]),
+        (["--subset", "5"], 2, ["between 100 and the 1437"]),
+        (["--name", "../x"], 2, ["--name '../x'"]),
+        (["--device", "tpu"], 2, ["invalid choice: 'tpu'"]),
+        (["--data", "nowhere"], 3, ["no such file or folder", "--data digits"]),
+        (["--data", "empty"], 3, ["no images in train/"]),
+        (["--data", "notes.tgz"], 3, ["neither a tar nor a zip archive"]),
+        (["--out", "notes.tgz"], 2, ["notes.tgz", "--out"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_of_train(tmp_path, arguments, code, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.tgz").write_text("no archive")
+    defaults = [] if "--data" in arguments else ["--data", "digits"]
+    done = call("train.py", *defaults, *arguments, cwd=tmp_path)
+    assert_clear_error(done, code, *words)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "exports").exists()
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    import torch
+
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    assert_clear_error(call("train.py", "--data", "digits", "--device", absent, cwd=tmp_path), 2, absent, "there is: ")
+
+
+def test_a_diverging_training_exits_4_without_an_export(tmp_path):
+    arguments = ("--data", "digits", "--recipe", "classic-sgd", "--lr", "1e30", "--subset", "300", "--epochs", "2")
+    assert_clear_error(call("train.py", *arguments, cwd=tmp_path), 4, "NaN or infinite", "--lr")
+    assert not (tmp_path / "exports").exists()
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "500"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def test_recipes_are_listed(tmp_path):
+    done = call("train.py", "--recipe", "help", cwd=tmp_path)
+    assert done.returncode == 0
+    for name in ("classic-adam", "classic-sgd", "fast"):
+        assert f"\n{name}\n" in "\n" + done.stdout
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "app.py"])
+def test_help_names_each_option_once_with_its_default(tmp_path, script):
+    done = call(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    options = re.findall(r"^  (--[a-z-]+)", done.stdout, flags=re.M)
+    assert len(options) == len(set(options)) > 3
+    assert "None" not in done.stdout and "==SUPPRESS==" not in done.stdout
+
+
+def test_the_package_offers_the_same_commands(tmp_path, digits_run, photo):
+    by_package = call("-m", "cifar_fastai", "predict", "--export", digits_run.export, photo, cwd=tmp_path)
+    by_script = call("predict.py", "--export", digits_run.export, photo, cwd=tmp_path)
+    assert by_package.returncode == 0 and by_package.stdout == by_script.stdout != ""
+    assert_clear_error(call("-m", "cifar_fastai", "trian", cwd=tmp_path), 2, "trian")
+    assert_clear_error(call("-m", "cifar_fastai", cwd=tmp_path), 2, "COMMAND")
+
+
+# --- predict -----------------------------------------------------------------------------------------------------
+
+
+def test_predict_prints_a_line_an_image(digits_run, photo, tmp_path):
+    folder = tmp_path / "folder" / "deep"
+    folder.mkdir(parents=True)
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (40, 40)).save(folder / name)
+    (folder / "notes.txt").write_text("x")
+    done = call("predict.py", "--export", digits_run.export, photo, "folder", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [str(photo), "folder/deep/a.jpg", "folder/deep/b.png"]
+    assert all(line[1] in "0123456789" and re.fullmatch(r"\d+\.\d%", line[2]) for line in lines)
+
+
+def test_predict_json_and_standard_input(digits_run, photo, tmp_path):
+    command = ("predict.py", "--export", digits_run.export, "--json", "--topk", "2")
+    from_file = json.loads(call(*command, photo, cwd=tmp_path).stdout)
+    with photo.open("rb") as file:
+        from_pipe = json.loads(call(*command, "-", cwd=tmp_path, stdin=file).stdout)
+    assert from_file["path"] == str(photo) and from_pipe["path"] == "-"
+    assert from_file["topk"] == from_pipe["topk"] and len(from_file["topk"]) == 2
+    assert from_file["topk"][0] == [from_file["label"], from_file["confidence"]]
+    assert 0 < from_file["topk"][1][1] <= from_file["confidence"] <= 1
+
+
+def test_a_bad_image_among_good_ones(digits_run, photo, tmp_path):
+    (tmp_path / "page.png").write_text("<script>alert(1)</script>")
+    done = call("predict.py", "--export", digits_run.export, "page.png", photo, "none.png", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout.startswith(f"{photo}\t")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: page.png: Not an image") and "script" not in first
+    assert second == "error: none.png: The file cannot be read: No such file or directory."
+
+
+@pytest.mark.parametrize("script", ["predict.py", "app.py"])
+def test_no_export(tmp_path, photo, script):
+    images = [photo] if script == "predict.py" else []
+    done = call(script, "--export", "nowhere", *images, cwd=tmp_path)
+    assert_clear_error(done, 5, "There is no export at nowhere", "train.py")
+
+
+def test_wrong_usage_of_predict(digits_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    export = ("--export", digits_run.export)
+    assert_clear_error(call("predict.py", *export, "empty", cwd=tmp_path), 2, "empty: no images in this folder")
+    assert_clear_error(call("predict.py", *export, "--topk", "0", "x.png", cwd=tmp_path), 2, "--topk")
+    assert_clear_error(call("predict.py", cwd=tmp_path), 2, "IMAGE")
+
+
+def test_a_reader_that_leaves_early_is_no_fault(digits_run, photo, tmp_path):
+    command = f"{sys.executable} {ROOT / 'predict.py'} --export {digits_run.export} {photo} {photo} | head -n 0"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.stderr == ""

@@ -1,0 +1,130 @@
+"""Every figure of a run against an independent computation on its predictions, and the pictures by their content."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+
+from cifar_fastai import Classifier
+from cifar_fastai.evaluation import Interpretation, Predictions
+from cifar_fastai.sources import load_data
+
+PICTURES = ("loss_curve", "lr_schedule", "confusion_matrix", "per_class_accuracy", "top_losses", "samples")
+METRICS = (
+    "test_accuracy test_accuracy_tta test_loss valid_accuracy valid_loss per_class_accuracy confusion_matrix classes ece "
+    "n_params epochs_run best_epoch train_seconds images_per_second peak_memory_mb data versions device seed git_commit"
+).split()
+
+
+@pytest.fixture(scope="module")
+def metrics(digits_run):
+    return json.loads((digits_run.folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def predictions(digits_run):
+    with (digits_run.folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_training_learned(metrics):
+    assert metrics["test_accuracy"] > 0.9 and metrics["valid_accuracy"] > 0.9
+
+
+def test_all_figures_are_there(metrics):
+    assert set(METRICS) <= metrics.keys()
+    assert metrics["data"]["source"] == "digits"
+    assert [metrics["data"][key] for key in ("n_train", "n_valid", "n_test")] == [1293, 144, 360]
+    assert metrics["seed"] == 42 and metrics["device"] == "cpu" and metrics["epochs_run"] == 8
+    assert 0 < metrics["peak_memory_mb"] < 2000 and metrics["train_seconds"] > 0
+
+
+def test_predictions_are_the_test_split_in_order(predictions):
+    data = load_data("digits")
+    assert [int(row["index"]) for row in predictions] == list(range(360))
+    assert [row["label"] for row in predictions] == [data.classes[label] for label in data.labels[data.n_train :]]
+
+
+def test_figures_against_scikit_learn(metrics, predictions):
+    labels, predicted = ([row[column] for row in predictions] for column in ("label", "predicted"))
+    classes = metrics["classes"]
+    assert metrics["test_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics["confusion_matrix"] == confusion_matrix(labels, predicted, labels=classes).tolist()
+    recalls = recall_score(labels, predicted, labels=classes, average=None)
+    assert list(metrics["per_class_accuracy"].values()) == pytest.approx(recalls.tolist())
+
+
+def test_calibration_error_by_hand(metrics, predictions):
+    confidences = np.array([float(row["confidence"]) for row in predictions])
+    right = np.array([row["label"] == row["predicted"] for row in predictions])
+    bins = np.minimum((confidences * 15).astype(int), 14)
+    gaps = [abs(confidences[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    assert metrics["ece"] == pytest.approx(sum(gaps), abs=1e-4)
+
+
+def test_the_export_repeats_the_predictions(digits_run, metrics, predictions):
+    data = load_data("digits")
+    classifier = Classifier(digits_run.export)
+    answers = classifier.predict_batch(data.images[data.n_train :])
+    assert [next(iter(answer)) for answer in answers] == [row["predicted"] for row in predictions]
+    confidences = [next(iter(answer.values())) for answer in answers]
+    assert confidences == pytest.approx([float(row["confidence"]) for row in predictions], abs=1e-5)
+    truth = [data.classes[label] for label in data.labels[data.n_train :]]
+    losses = [-np.log(answer[label]) for answer, label in zip(answers, truth, strict=True)]
+    assert metrics["test_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    tta = [next(iter(answer)) for answer in classifier.predict_batch(data.images[data.n_train :], tta=True)]
+    assert metrics["test_accuracy_tta"] == pytest.approx(accuracy_score(truth, tta))
+
+
+def test_interpretation_computes_fastais_own_matrix(trained):
+    """Ours, from stored predictions, against the one fastai makes by running the model itself."""
+    from fastai.interpret import ClassificationInterpretation
+
+    from cifar_fastai.evaluation import predict
+
+    data = load_data("digits")
+    trained.dls.valid.dataset.tls[0].tfms.fs[0].data = data  # give the loaded learner its images back
+    trained.dls.valid.dataset.tls[1].tfms.fs[0].data = data
+    dl = trained.dls.test_dl(range(data.n_train, data.n_train + 100), with_labels=True)
+    ours = Interpretation(trained, dl, predict(trained, dl))
+    theirs = ClassificationInterpretation.from_learner(trained, dl=dl)
+    assert (ours.confusion_matrix() == theirs.confusion_matrix()).all()
+    assert ours.confusion_matrix().sum() == 100
+    assert torch.allclose(ours.losses, torch.as_tensor(theirs.losses), atol=1e-4)
+    assert ours.most_confused(min_val=1) == theirs.most_confused(min_val=1)
+
+
+def test_losses_of_impossible_confidence_are_finite():
+    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    predictions = Predictions(certain, certain, torch.tensor([1, 1]))
+    assert predictions.losses.isfinite().all() and predictions.accuracy == 0.5
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_not_blank(digits_run, name):
+    picture = np.asarray(Image.open(digits_run.folder / f"{name}.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 200 and (picture == 255).mean() > 0.05
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
+def test_the_report_holds_everything_and_asks_for_nothing(digits_run, metrics):
+    html = (digits_run.folder / "report.html").read_text()
+    assert f"{metrics['test_accuracy']:.2%}" in html
+    assert "python train.py --data digits --recipe classic-sgd --epochs 8 --bs 64 --name digits" in html
+    assert html.count('src="data:image/png;base64,') == len(PICTURES)
+    assert not re.search(r'(src|href)="(?!data:)', html) and len(html) < 5_000_000
+
+
+def test_config_repeats_the_run(digits_run):
+    from cifar_fastai import Recipe
+
+    config = json.loads((digits_run.folder / "config.json").read_text())
+    config["recipe"]["moms"] = tuple(config["recipe"]["moms"])
+    recipe = Recipe(**config["recipe"])
+    assert (recipe.name, recipe.epochs, recipe.bs) == ("classic-sgd", 8, 64)
+    assert (config["data"], config["seed"], config["subset"]) == ("digits", 42, None)

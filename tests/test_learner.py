@@ -1,0 +1,180 @@
+"""The learner behaves as any fastai Learner does, and learns."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cifar_fastai import create_learner, dataloaders, fit, get_recipe
+from cifar_fastai.errors import UserError
+from cifar_fastai.learner import Lookahead
+from cifar_fastai.sources import load_data
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits")
+
+
+@pytest.fixture
+def learn(data, tmp_path):
+    recipe = get_recipe("classic-adam", bs=64, epochs=1)
+    learn = create_learner(dataloaders(data, recipe, subset=300), recipe, seed=1)
+    learn.path = tmp_path
+    return learn
+
+
+def test_fast_learns_digits(data):
+    recipe = get_recipe("fast", epochs=4, bs=256)
+    learn = create_learner(dataloaders(data, recipe), recipe, seed=1)
+    untrained, _ = learn.validate()
+    fit(learn, recipe)
+    losses = [row[1] for row in learn.recorder.values]
+    assert losses[-1] < losses[0] and losses[-1] < untrained
+    assert learn.validate(dl=learn.dls.test)[1] > 0.9
+
+
+def test_a_seed_repeats_the_training(data):
+    recipe = get_recipe("fast", epochs=2, bs=64)
+    weights = []
+    for seed in (5, 5, 6):
+        learn = create_learner(dataloaders(data, recipe, seed, subset=200), recipe, seed=seed)
+        fit(learn, recipe)
+        weights.append([value.clone() for value in learn.model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_the_schedule_is_one_cycle(learn):
+    fit(learn, get_recipe("classic-adam", epochs=3))
+    lrs = learn.recorder.lrs
+    assert max(lrs) == pytest.approx(1e-3, rel=0.1) and lrs[0] == pytest.approx(1e-3 / 25) and lrs[-1] < 1e-4
+    assert max(learn.recorder.hps["mom"]) == pytest.approx(0.95) and min(learn.recorder.hps["mom"]) < 0.87
+
+
+def test_bias_rates_and_weight_decay_of_fast(data):
+    recipe = get_recipe("fast", bs=64)
+    learn = create_learner(dataloaders(data, recipe, subset=200), recipe)
+    learn.create_opt()
+    biases, rest = learn.opt.opt.param_groups
+    assert (biases["lr"], rest["lr"]) == (pytest.approx(96), 1.5)
+    assert biases["lr"] * biases["weight_decay"] == pytest.approx(rest["lr"] * rest["weight_decay"])
+    assert len(biases["params"]) == 6 and all(bias.ndim == 1 for bias in biases["params"])
+    grouped = {id(parameter) for group in (biases, rest) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in learn.model.parameters() if parameter.requires_grad}
+
+
+def test_the_whitening_bias_stops_after_its_epochs(data):
+    recipe = get_recipe("fast", bs=64, epochs=3, whiten_bias_epochs=1, lookahead_steps=0)
+    learn = create_learner(dataloaders(data, recipe, subset=200), recipe, seed=1)
+    seen = []
+
+    from fastai.callback.core import Callback
+
+    class Watch(Callback):
+        def after_train(self):
+            seen.append((self.model.stem.bias.clone(), self.model.stem.weight.clone()))
+
+    fit(learn, recipe, Watch())
+    assert seen[0][0].abs().sum() > 0
+    assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[1][0], seen[2][0])
+    assert torch.equal(seen[0][1], seen[2][1])
+
+
+def test_lookahead_against_its_definition():
+    """Follow one weight by hand through ten steps."""
+
+    class Fake:
+        n_epoch, training, epoch = 1, True, 0
+        model = nn.Linear(1, 1, bias=False)
+        dls = type("Dls", (), {"train": range(10)})
+
+    lookahead = Lookahead(steps=2)
+    lookahead.learn = Fake
+    weight = Fake.model.weight.data
+    weight.fill_(1.0)
+    lookahead.before_fit()
+    slow = fast = 1.0
+    for step in range(10):
+        fast -= 0.1 * (step + 1)
+        weight.fill_(fast)
+        Fake.train_iter = step
+        lookahead.after_batch()
+        if step % 2 == 1:
+            share = 0.95**2 * (step / 10) ** 3
+            slow = fast = slow * share + fast * (1 - share)
+        assert weight.item() == pytest.approx(fast, abs=1e-5)
+    weight.fill_(99.0)
+    lookahead.after_train()
+    assert weight.item() == pytest.approx(slow, abs=1e-5)
+
+
+def test_label_smoothing_reaches_the_loss(data):
+    recipe = get_recipe("fast", bs=64)
+    learn = create_learner(dataloaders(data, recipe, subset=200), recipe)
+    logits, target = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
+    logs = logits.log_softmax(1)
+    expected = -(0.8 * logs[range(4), target] + 0.2 * logs.mean(1)).mean()
+    assert learn.loss_func(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_unknown_model(data):
+    with pytest.raises(UserError, match=r"no model 'bsae'.*'base'"):
+        create_learner(dataloaders(data, get_recipe("fast")), get_recipe("fast", model="bsae"))
+
+
+# --- fastai's own verbs ------------------------------------------------------------------------------------------
+
+
+def test_predict_takes_every_kind_of_image_alike(learn, tmp_path):
+    pixels = learn.dls.data.images[-1]
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    file = tmp_path / "digit.png"
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    with learn.no_bar():
+        answers = [learn.predict(item) for item in (file, str(file), file.read_bytes(), Image.open(file), pixels, tensor)]
+    label, index, probabilities = answers[0]
+    assert label == learn.dls.vocab[index] and probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert all(torch.equal(answer[2], probabilities) for answer in answers)
+
+
+def test_lr_find_suggests_and_restores(learn):
+    import matplotlib
+
+    matplotlib.use("agg")
+    before = copy.deepcopy(learn.model.state_dict())
+    with learn.no_bar():
+        suggestion = learn.lr_find(num_it=20)
+    assert 1e-7 < suggestion.valley < 10
+    assert all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
+
+
+def test_show_results_tta_and_interpretation(learn):
+    from fastai.interpret import ClassificationInterpretation
+    from matplotlib import pyplot
+
+    with learn.no_bar():
+        learn.show_results(max_n=4)
+        titles = [axis.get_title() for axis in pyplot.gcf().axes if axis.images]
+        assert len(titles) == 4 and all(re.fullmatch(r"\d\n\d", title) for title in titles)
+        pyplot.close("all")
+        probabilities, targets = learn.tta()
+        assert probabilities.shape == (len(learn.dls.valid_ds), 10) and len(targets) == len(probabilities)
+        interpretation = ClassificationInterpretation.from_learner(learn, dl=learn.dls.test)
+        matrix = interpretation.confusion_matrix()
+        assert matrix.sum() == 360
+        _, indices = interpretation.top_losses(3)
+        inputs, *_ = interpretation[indices]
+        rows = learn.dls.data.n_train + np.asarray(indices)
+        shown = learn.dls.test.decode((inputs,))[0].permute(0, 2, 3, 1).numpy()
+        assert np.abs(shown - learn.dls.data.images[rows]).max() <= 1  # the test images, not training rows
+
+
+def test_get_preds_keeps_the_order_of_the_items(learn):
+    with learn.no_bar():
+        _, targets = learn.get_preds(dl=learn.dls.test)
+    assert targets.tolist() == learn.dls.data.labels[learn.dls.data.n_train :].tolist()

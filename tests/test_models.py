@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from cifar_fastai.models import MODELS, ConvNet, WhitenedNet, count_parameters, create_model, tta_logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("n_classes", "size"), [(10, 32), (3, 64), (2, 16)])
+def test_shapes(name, n_classes, size):
+    model = create_model(name, n_classes, size).eval()
+    assert model(torch.randn(4, 3, size, size)).shape == (4, n_classes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_of_one_gives_what_it_gives_in_company(name):
+    torch.manual_seed(0)
+    model, x = create_model(name, 10).eval(), torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(model(x)[2:3], model(x[2:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_trainable_weight_learns(name):
+    torch.manual_seed(0)
+    model = create_model(name, 10)
+    nn.functional.cross_entropy(model(torch.randn(16, 3, 32, 32)), torch.arange(16) % 10).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_small_is_the_classic_network():
+    kinds = [type(layer).__name__ for layer in ConvNet(10).features[0]]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Dropout"]
+    assert len(ConvNet(10).features) == 3 and isinstance(ConvNet(10).head[-1], nn.Linear)
+
+
+def test_base_has_the_published_size():
+    assert round(count_parameters(WhitenedNet(10)) / 1e6, 2) == 1.97  # airbench94
+
+
+def test_whitened_patches_are_uncorrelated_with_unit_variance():
+    torch.manual_seed(0)
+    images = nn.functional.interpolate(torch.randn(500, 3, 8, 8), size=32, mode="bicubic")
+    model = WhitenedNet(10)
+    model.init_whitening(images, eps=0.0)
+    with torch.inference_mode():
+        out = model.stem(images)[:, :12].transpose(0, 1).reshape(12, -1)
+    second_moments = out @ out.T / out.shape[1]
+    assert torch.allclose(second_moments, torch.eye(12), atol=1e-2)
+    assert torch.equal(model.stem.weight[:12], -model.stem.weight[12:])
+    assert not model.stem.weight.requires_grad
+
+
+def test_convolutions_start_as_the_identity():
+    conv = WhitenedNet._conv(24, 64)
+    x = torch.randn(2, 24, 8, 8)
+    assert torch.allclose(conv(x)[:, :24], x, atol=1e-6)
+
+
+def test_too_small_images_are_refused():
+    with pytest.raises(ValueError, match="too small"):
+        create_model("small", 10, 8)
+
+
+def test_tta_is_the_weighted_average_of_six_views():
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 3, 8, 8), torch.randn(3 * 8 * 8, 4)
+
+    def model(images):
+        return images.flatten(1) @ weights
+
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+    views = {x: 0.25, x.flip(-1): 0.25}
+    for corner in (padded[..., :8, :8], padded[..., 2:, 2:]):
+        views |= {corner: 0.125, corner.flip(-1): 0.125}
+    expected = sum(weight * model(view) for view, weight in views.items())
+    assert torch.allclose(tta_logits(model, x), expected, atol=1e-5)
+    assert torch.allclose(tta_logits(model, x, plain=model(x)), expected, atol=1e-5)

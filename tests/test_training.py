@@ -1,0 +1,98 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from cifar_fastai import create_learner, dataloaders, get_recipe
+from cifar_fastai.errors import TrainingDiverged
+from cifar_fastai.sources import ImageData
+from cifar_fastai.training import HISTORY_COLUMNS, train
+
+
+def random_data(n_train=240, n_test=20):
+    """Pictures with labels that say nothing about them: validation soon gets worse."""
+    random = np.random.default_rng(0)
+    n = n_train + n_test
+    images, labels = random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 2
+    return ImageData("noise", images, labels, ("heads", "tails"), n_train, "lossless")
+
+
+def start(tmp_path, data=None, **fields):
+    recipe = get_recipe("classic-adam", **{"bs": 64, "epochs": 3, **fields})
+    learn = create_learner(dataloaders(data or "digits", recipe, subset=None if data else 300), recipe, seed=1)
+    return learn, recipe, tmp_path
+
+
+def test_history_and_checkpoints(tmp_path):
+    stream = io.StringIO()
+    learn, recipe, folder = start(tmp_path)
+    training = train(learn, recipe, folder, stream)
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == HISTORY_COLUMNS and [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["valid_loss"]) for row in rows] == [row["valid_loss"] for row in training.history]
+    losses = [row["valid_loss"] for row in training.history]
+    assert training.best_epoch == 1 + int(np.argmin(losses))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.pth", "last.pth"]
+    assert len(training.lrs) == 3 * len(learn.dls.train)
+    assert training.seconds > 0 and training.images_per_second > 0
+    last = torch.load(folder / "checkpoints" / "last.pth", weights_only=False)
+    assert set(last) == {"model", "opt"}
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("about ") and "images a second" in lines[0]
+    assert [line.split()[1] for line in lines[1:]] == ["1/3", "2/3", "3/3"]
+    assert all("train loss" in line and "valid loss" in line and "accuracy" in line for line in lines[1:])
+    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_the_best_epoch_is_reloaded_not_the_last(tmp_path):
+    class Spoil(Callback):
+        """Ruins the weights once the second epoch is over and saved."""
+
+        order = 90
+
+        def after_epoch(self):
+            if self.epoch == 1:
+                for parameter in self.model.parameters():
+                    parameter.data.mul_(5).add_(0.5)
+
+    learn, recipe, folder = start(tmp_path, epochs=3, bs=16)
+    learn.add_cb(Spoil())
+    training = train(learn, recipe, folder, io.StringIO())
+    assert training.best_epoch < 3
+    with learn.no_bar():
+        assert learn.validate()[0] == pytest.approx(training.history[training.best_epoch - 1]["valid_loss"], rel=1e-4)
+
+
+def test_early_stopping_ends_after_patience_and_says_so(tmp_path):
+    stream = io.StringIO()
+    learn, recipe, folder = start(tmp_path, random_data(), epochs=30, patience=3, lr=0.01, flip=False, rotate=0.0)
+    training = train(learn, recipe, folder, stream)
+    assert len(training.history) == training.best_epoch + 3 < 30
+    assert "stopped: no lower validation loss for 3 epochs" in stream.getvalue()
+
+
+def test_divergence_stops_and_keeps_the_last_finite_checkpoint(tmp_path):
+    class Poison(Callback):
+        def before_batch(self):
+            if self.training and self.epoch == 1:
+                self.learn.xb = (self.xb[0] * float("nan"),)
+
+    learn, recipe, folder = start(tmp_path)
+    learn.add_cb(Poison())
+    with pytest.raises(TrainingDiverged, match=r"epoch 2, at step 1.*lower --lr"):
+        train(learn, recipe, folder, io.StringIO())
+    for name in ("best", "last"):
+        weights = torch.load(folder / "checkpoints" / f"{name}.pth", weights_only=False)["model"]
+        assert all(value.isfinite().all() for value in weights.values())
+    assert len((folder / "history.csv").read_text().splitlines()) == 2
+
+
+def test_callbacks_of_a_run_leave_the_learner_with_it(tmp_path):
+    learn, recipe, folder = start(tmp_path, epochs=1)
+    before = [type(cb) for cb in learn.cbs]
+    train(learn, recipe, folder, io.StringIO())
+    assert sorted(map(str, before)) == sorted(str(type(cb)) for cb in learn.cbs)
