@@ -72,6 +72,17 @@ def test_a_class_of_one_image_cannot_be_divided():
         dataloaders(data, RECIPE)
 
 
+def test_channel_stats_against_numpy():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 200, (1503, 16, 16, 3), dtype=np.uint8) * np.array([1, 0.5, 0], dtype=np.float32)
+    data = ImageData("r", images.astype(np.uint8), np.zeros(1503, np.int64), ("a", "b"), 1500, "lossless")
+    train = images.astype(np.uint8)[:1500] / 255
+    means, stds = channel_stats(data)
+    assert means == pytest.approx(train.mean(axis=(0, 1, 2)).tolist(), abs=1e-9)
+    assert stds[:2] == pytest.approx(train.std(axis=(0, 1, 2)).tolist()[:2], abs=1e-6)
+    assert stds[2] == pytest.approx(1 / 255)  # a channel without contrast is not divided by zero
+
+
 # --- batches -----------------------------------------------------------------------------------------------------
 
 
