@@ -20,7 +20,7 @@ def loss_curve(history: list[dict], best_epoch: int) -> Figure:
     losses.plot(epochs, [row["train_loss"] for row in history], color=GRAY, label="training (augmented)", marker=".")
     losses.plot(epochs, [row["valid_loss"] for row in history], color=BLUE, label="validation", marker=".")
     accuracies.plot(epochs, [row["accuracy"] for row in history], color=BLUE, label="validation", marker=".")
-    accuracies.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
         axes.axvline(best_epoch, color=ORANGE, linestyle=":", label="best epoch")
         axes.set(xlabel="epoch", ylabel=name)

@@ -88,8 +88,8 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
         "images_per_second": training.images_per_second,
         "peak_memory_mb": peak_memory_mb(options.device),
         "data": {
-            "source": data.source, "encoding": data.encoding, "sha256": data.sha256, "fingerprint": data.fingerprint,
-            **splits,
+            "source": data.source, "encoding": data.encoding, "sha256": data.sha256, "n_files": data.n_files,
+            "fingerprint": data.fingerprint, **splits,
         },
         "versions": versions(),
         "device": options.device,

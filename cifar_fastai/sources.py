@@ -37,6 +37,7 @@ class ImageData:
     classes: tuple[str, ...]
     n_train: int
     encoding: str  # how the pixels were stored: "lossless" or a lossy format's name
+    n_files: int | None = None  # that were read, where there were several
     sha256: str | None = None  # of the file they came from, where it was one
     warnings: tuple[str, ...] = field(default=())
 
@@ -220,7 +221,7 @@ def _from_batches(files: Iterable[File], source: str, size: int, sha256: str | N
     pixels = np.ascontiguousarray(np.concatenate(images))
     if size != 32:
         pixels = np.stack([np.asarray(fit_image(decode_image(image), size)) for image in pixels])
-    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", sha256)
+    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", len(wanted), sha256)
 
 
 # --- folders of pictures -----------------------------------------------------------------------------------------
@@ -269,7 +270,8 @@ def _from_pictures(files: Iterable[File], source: str, size: int, sha256: str | 
 
     warnings = _count_and_name("not an image file, passed over", passed_over)
     warnings += _count_and_name("unreadable, left out", damaged)
-    return ImageData(source, images, labels, classes, n_rows["train"], _encoding(pictures), sha256, warnings)
+    encoding = _encoding(pictures)
+    return ImageData(source, images, labels, classes, n_rows["train"], encoding, n_pictures, sha256, warnings)
 
 
 def _in_original_order(pictures: list) -> list:
