@@ -18,7 +18,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
-.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 45%), 1fr)); gap: .75rem; margin: 1rem 0 }
+.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 45%), 1fr)); gap: .75rem }
 .summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
 .summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
