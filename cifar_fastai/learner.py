@@ -2,9 +2,9 @@
 
 from functools import partial
 
+import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle and lr_find
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import fit_one_cycle  # noqa: F401  gives Learner its fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat

@@ -72,7 +72,7 @@ def _class_rows(metrics: dict):
 
 def _environment_rows(metrics: dict):
     rows = [("device", metrics["device"]), ("hardware", metrics["hardware"]), ("seed", metrics["seed"])]
-    rows += [("peak memory", f"{metrics['peak_memory_mb']:,.0f} MB"), ("git commit", metrics["git_commit"])]
+    rows += [("peak memory, 10^6 bytes", metrics["peak_memory_mb"]), ("git commit", metrics["git_commit"])]
     rows += [("data file's sha256", metrics["data"]["sha256"]), ("pixels' sha256", metrics["data"]["fingerprint"])]
     return rows + list(metrics["versions"].items())
 

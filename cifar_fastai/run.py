@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ from cifar_fastai.models import count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.sources import load_data
-from cifar_fastai.training import train
+from cifar_fastai.training import Training, train
 
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 
@@ -59,46 +57,18 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     check_model(recipe.model)  # before the data, which can take long
     started = time.time()
     data = load_data(options.source)
-    for warning in data.warnings:
-        _say("warning", warning)
     dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
     learn = create_learner(dls, recipe, seed=options.seed)
-    splits = {"n_train": len(dls.train_ds), "n_valid": len(dls.valid_ds), "n_test": data.n_test}
-    n_params = count_parameters(learn.model)
     name = options.name or f"{recipe.name}-{_as_name(data.source)}"
     folder = _make_run_folder(options.out, name, started)
-    config = {
-        "name": name, "recipe": dataclasses.asdict(recipe), "data": options.source, "seed": options.seed,
-        "subset": options.subset, "device": options.device, "command": options.command, "versions": versions(),
-    }  # fmt: skip
+    config = _config(name, recipe, options)
     _write_json(folder / "config.json", config)
-    counts = f"{splits['n_train']:,} training, {splits['n_valid']:,} validation, {splits['n_test']:,} test"
-    _say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
-    _say("recipe", f"{recipe.name}: model {recipe.model}, {n_params:,} parameters, on {options.device}")
-    _say("run", folder)
+    _announce(dls, recipe, learn, options.device, folder)
 
     training = train(learn, recipe, folder)
 
-    metrics = evaluate(learn, training, folder)
-    metrics |= {
-        "n_params": n_params,
-        "epochs_run": len(training.history),
-        "best_epoch": training.best_epoch,
-        "train_seconds": training.seconds,
-        "images_per_second": training.images_per_second,
-        "peak_memory_mb": peak_memory_mb(options.device),
-        "data": {
-            "source": data.source, "encoding": data.encoding, "sha256": data.sha256, "n_files": data.n_files,
-            "fingerprint": data.fingerprint, **splits,
-        },
-        "versions": versions(),
-        "device": options.device,
-        "hardware": hardware(options.device),
-        "seed": options.seed,
-        "git_commit": git_commit(),
-    }  # fmt: skip
+    metrics = evaluate(learn, training, folder) | _record(dls, learn, training, options)
     _write_json(folder / "metrics.json", metrics)
-    report = write_report(folder, metrics, config)
     _say(
         "test",
         f"accuracy {metrics['test_accuracy']:.2%}, with TTA {metrics['test_accuracy_tta']:.2%}, "
@@ -107,8 +77,44 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     export = options.exports / name
     _export(export, learn, name, recipe, metrics, started)
     _say("export", f"{export}: try `python predict.py --export {export} IMAGE` or `python app.py --export {export}`")
-    _say("report", report)
+    _say("report", write_report(folder, metrics, config))
     return folder
+
+
+def _config(name: str, recipe: Recipe, options: RunOptions) -> dict:
+    """The whole configuration, enough to repeat the run."""
+    chosen = {"seed": options.seed, "subset": options.subset, "device": options.device, "command": options.command}
+    return {"name": name, "recipe": dataclasses.asdict(recipe), "data": options.source, **chosen, "versions": versions()}
+
+
+def _announce(dls, recipe: Recipe, learn, device: str, folder: Path) -> None:
+    data = dls.data
+    for warning in data.warnings:
+        _say("warning", warning)
+    counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
+    _say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
+    _say("recipe", f"{recipe.name}: model {recipe.model}, {count_parameters(learn.model):,} parameters, on {device}")
+    _say("run", folder)
+
+
+def _record(dls, learn, training: Training, options: RunOptions) -> dict:
+    """What metrics.json holds beside the figures of the evaluation: the cost, the data and the circumstances."""
+    data = dls.data
+    about_data = {key: getattr(data, key) for key in ("source", "encoding", "sha256", "n_files", "fingerprint")}
+    return {
+        "n_params": count_parameters(learn.model),
+        "epochs_run": len(training.history),
+        "best_epoch": training.best_epoch,
+        "train_seconds": training.seconds,
+        "images_per_second": training.images_per_second,
+        "peak_memory_mb": peak_memory_mb(options.device),
+        "data": {**about_data, "n_train": len(dls.train_ds), "n_valid": len(dls.valid_ds), "n_test": data.n_test},
+        "versions": versions(),
+        "device": options.device,
+        "hardware": hardware(options.device),
+        "seed": options.seed,
+        "git_commit": git_commit(),
+    }
 
 
 def _export(folder: Path, learn, name: str, recipe: Recipe, metrics: dict, started: float) -> None:
@@ -164,10 +170,14 @@ def hardware(device: str) -> str:
     return f"{processor}, {torch.get_num_threads()} threads"
 
 
-def peak_memory_mb(device: str) -> float:
-    """The most memory in use so far: the device's where that counts it, else the process's, in 10^6 bytes."""
+def peak_memory_mb(device: str) -> float | None:
+    """The most memory in use so far, in 10^6 bytes: the device's where it counts it, else the process's (not on Windows)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -184,7 +194,7 @@ def git_commit() -> str | None:
 
 
 def _write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + os.linesep, encoding="utf-8")
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _say(what: str, words) -> None:

@@ -10,6 +10,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from cifar_fastai.recipes import nearest
 
 SPLITS = ("train", "test")
 BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
+BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
 DIGITS_SPLIT_SEED = 0
 LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image> and test/<class>/<image>."
 
@@ -73,9 +75,7 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
         return _digits(size)
     path = Path(source).expanduser()
     if path.is_dir():
-        if (path / "data_batch_1").is_file():
-            return _from_batches(_files_in_folder(path), path.name, size)
-        return _from_pictures(_files_in_folder(path), path.name, size)
+        return _from_files(_files_in_folder(path), path.resolve().name, size)
     if path.is_file():
         return _from_archive(path, size)
     hint = nearest(str(source), ("cifar10", "digits"))
@@ -107,8 +107,7 @@ def _cifar10(size: int) -> ImageData:
             f"CIFAR-10 could not be downloaded from {CIFAR10.url}: {str(error) or type(error).__name__}\n"
             f"Bring {CIFAR10.filename} by hand and give its path with --data, or try everything with --data digits."
         ) from None
-    batches = folder / CIFAR10.base_folder
-    return _from_batches(_files_in_folder(batches), "cifar10", size)
+    return _from_files(_files_in_folder(folder / CIFAR10.base_folder), "cifar10", size)
 
 
 def _digits(size: int) -> ImageData:
@@ -133,13 +132,28 @@ def _digits(size: int) -> ImageData:
 File = tuple[PurePosixPath, bytes]
 
 
+def _from_files(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
+    """Sort what comes into CIFAR's batches and pictures, one file at a time: a folder may be larger than memory."""
+    batches, pictures = {}, _Pictures(size)
+    for path, data in files:
+        if path.name in BATCH_NAMES:
+            batches[path.name] = data
+        elif len(path.parts) >= 3 and path.parts[-3] in SPLITS and not path.name.startswith("."):
+            pictures.add(path, data)
+    if batches:
+        return _from_batches(batches, source, size, sha256)
+    return _from_pictures(pictures, source, sha256)
+
+
 def _files_in_folder(folder: Path) -> Iterator[File]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file():
             try:
                 yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+        elif path.parent.name in SPLITS and not any(path.iterdir()):
+            raise DataError(f"{path} is a class without images: put some in, or remove the folder.")
 
 
 def _files_in_tar(path: Path) -> Iterator[File]:
@@ -165,11 +179,9 @@ def _from_archive(path: Path, size: int) -> ImageData:
     else:
         raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
     try:
-        files = list(files)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+        return _from_files(files, path.name, size, _sha256(path))
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
         raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
-    is_cifar = any(name.name == "data_batch_1" for name, _ in files)
-    return (_from_batches if is_cifar else _from_pictures)(files, path.name, size, _sha256(path))
 
 
 def _sha256(path: Path) -> str:
@@ -203,10 +215,8 @@ def _read_batch(data: bytes) -> dict:
     return batch
 
 
-def _from_batches(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
-    wanted = {name for names in BATCH_FILES.values() for name in names} | {"batches.meta"}
-    content = {path.name: data for path, data in files if path.name in wanted}
-    if missing := sorted(wanted - content.keys()):
+def _from_batches(content: dict[str, bytes], source: str, size: int, sha256: str | None) -> ImageData:
+    if missing := sorted(BATCH_NAMES - content.keys()):
         raise DataError(f"--data {source}: {', '.join(missing)} missing from CIFAR-10's batches. Fetch them again.")
     images, labels, n_rows = [], [], {}
     try:
@@ -221,69 +231,63 @@ def _from_batches(files: Iterable[File], source: str, size: int, sha256: str | N
     pixels = np.ascontiguousarray(np.concatenate(images))
     if size != 32:
         pixels = np.stack([np.asarray(fit_image(decode_image(image), size)) for image in pixels])
-    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", len(wanted), sha256)
+    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", len(content), sha256)
 
 
 # --- folders of pictures -----------------------------------------------------------------------------------------
 
 
-def _from_pictures(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
-    pictures: dict[str, list] = {split: [] for split in SPLITS}
-    passed_over = []
-    for path, data in files:
-        if len(path.parts) >= 3 and path.parts[-3] in SPLITS:
-            if path.suffix.lower() in EXTENSIONS:
-                pictures[path.parts[-3]].append((path, data))
-            else:
-                passed_over.append(path)
-    for split in SPLITS:
-        if not pictures[split]:
-            raise DataError(f"--data {source}: no images in {split}/. {LAYOUT_HELP}")
-        pictures[split] = _in_original_order(pictures[split])
+@dataclass
+class _Pictures:
+    """Decoded pictures by split, as (path, pixels), and what was not one."""
 
-    classes = tuple(sorted({path.parts[-2] for path, _ in pictures["train"]}))
-    if strangers := sorted({path.parts[-2] for path, _ in pictures["test"]} - set(classes)):
-        raise DataError(f"--data {source}: classes in test/ that train/ does not have: {', '.join(strangers)}.")
+    size: int
+    splits: dict[str, list[tuple[PurePosixPath, np.ndarray]]] = field(default_factory=lambda: {"train": [], "test": []})
+    passed_over: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    def add(self, path: PurePosixPath, data: bytes) -> None:
+        if path.suffix.lower() not in EXTENSIONS:
+            self.passed_over.append(str(path))
+            return
+        try:
+            pixels = np.asarray(fit_image(decode_image(data), self.size))
+        except BadImage as error:
+            self.damaged.append(f"{path} ({error})")
+        else:
+            self.splits[path.parts[-3]].append((path, pixels))
+
+
+def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:
+    for split, found in pictures.splits.items():
+        if not found:
+            reason = f" that can be read: {pictures.damaged[0]}" if pictures.damaged else ""
+            raise DataError(f"--data {source}: no images in {split}/{reason}. {LAYOUT_HELP}")
+    names = {split: {path.parts[-2] for path, _ in found} for split, found in pictures.splits.items()}
+    if strangers := sorted(names["test"] - names["train"]):
+        raise DataError(f"--data {source}: classes in test/ without images in train/: {', '.join(strangers)}.")
+    classes = tuple(sorted(names["train"]))
     if len(classes) < 2:
         raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
 
-    n_pictures = sum(map(len, pictures.values()))
-    images = np.empty((n_pictures, size, size, 3), dtype=np.uint8)
-    labels = np.empty(n_pictures, dtype=np.int64)
-    n_rows = {}
-    damaged, row = [], 0
-    for split in SPLITS:
-        start = row
-        for path, data in pictures[split]:
-            try:
-                images[row] = fit_image(decode_image(data), size)
-            except BadImage as error:
-                damaged.append(f"{path} ({error})")
-                continue
-            labels[row] = classes.index(path.parts[-2])
-            row += 1
-        n_rows[split] = row - start
-    images, labels = images[:row], labels[:row]
-    for index, name in enumerate(classes):
-        if not (labels[: n_rows["train"]] == index).any():
-            raise DataError(f"--data {source}: no readable training image in the class {name!r}: {damaged[0]}")
-
-    warnings = _count_and_name("not an image file, passed over", passed_over)
-    warnings += _count_and_name("unreadable, left out", damaged)
-    encoding = _encoding(pictures)
-    return ImageData(source, images, labels, classes, n_rows["train"], encoding, n_pictures, sha256, warnings)
+    train, test = (_in_original_order(pictures.splits[split]) for split in SPLITS)
+    images = np.stack([pixels for _, pixels in train + test])
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[path.parts[-2]] for path, _ in train + test], dtype=np.int64)
+    warnings = _count_and_name("not an image file, passed over", pictures.passed_over)
+    warnings += _count_and_name("unreadable, left out", pictures.damaged)
+    encoding = _encoding({path.suffix.lower() for path, _ in train + test})
+    return ImageData(source, images, labels, classes, len(train), encoding, len(images), sha256, warnings)
 
 
 def _in_original_order(pictures: list) -> list:
     """By number where every name is a different number, as in fast.ai's copy of CIFAR-10; else by path."""
     stems = [path.stem for path, _ in pictures]
-    if all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return sorted(pictures, key=lambda picture: int(picture[0].stem))
-    return sorted(pictures, key=lambda picture: picture[0])
+    numbered = all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems)
+    return sorted(pictures, key=lambda picture: int(picture[0].stem) if numbered else picture[0])
 
 
-def _encoding(pictures: dict[str, list]) -> str:
-    suffixes = {path.suffix.lower() for split in pictures.values() for path, _ in split}
+def _encoding(suffixes: set[str]) -> str:
     lossy = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
     return " and ".join(sorted({lossy[suffix] for suffix in suffixes if suffix in lossy})) or "lossless"
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cifar_fastai.compat  # noqa: F401  the tests compare with torchvision, which is imported after this
+
 ROOT = Path(__file__).parent.parent
 
 

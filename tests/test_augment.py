@@ -3,13 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as oracle
+from torchvision.transforms.v2 import InterpolationMode
 
 from cifar_fastai import augment as ours
 from cifar_fastai.recipes import RECIPES, Recipe
-
-# isort: split
-import torchvision.transforms.v2.functional as oracle
-from torchvision.transforms.v2 import InterpolationMode
 
 BILINEAR = InterpolationMode.BILINEAR
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8))

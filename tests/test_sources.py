@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from conftest import COLOURS
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from cifar_fastai import sources
 from cifar_fastai.errors import DataError
 from cifar_fastai.sources import load_data
-
-# isort: split
-from torchvision.datasets import CIFAR10
 
 # --- folders and archives of pictures ----------------------------------------------------------------------------
 
@@ -71,6 +69,13 @@ def test_the_fingerprint_notices_a_pixel_a_label_and_a_name(pictures):
     assert len(seen) == 4
 
 
+def test_hidden_files_are_no_images(pictures):
+    before = load_data(pictures).fingerprint
+    (pictures / "train/red/._red-000.png").write_bytes(b"what a Mac leaves in an archive")
+    data = load_data(pictures)
+    assert data.fingerprint == before and data.warnings == () and data.n_files == 72
+
+
 def test_numbered_pictures_come_in_the_order_of_their_numbers(tmp_path):
     for split in ("train", "test"):
         for number, name in enumerate(["b", "a", "b", "a"]):
@@ -106,6 +111,12 @@ def damage(pictures, how):
         shutil.rmtree(pictures / "test")
     elif how == "empty class":
         for file in (pictures / "train/red").iterdir():
+            file.unlink()
+    elif how == "unreadable class":
+        for file in (pictures / "train/red").iterdir():
+            file.write_bytes(b"")
+    elif how == "nothing readable":
+        for file in (pictures / "train").glob("*/*"):
             file.write_bytes(b"")
     elif how == "one class":
         for name in ("green", "red"):
@@ -122,9 +133,11 @@ def damage(pictures, how):
     ("how", "words"),
     [
         ("no test", "no images in test/"),
-        ("empty class", "no readable training image in the class 'red'"),
+        ("empty class", "train/red is a class without images"),
+        ("unreadable class", "classes in test/ without images in train/: red"),
         ("one class", "only the class 'blue'"),
-        ("strange class", "does not have: purple"),
+        ("strange class", "without images in train/: purple"),
+        ("nothing readable", r"no images in train/ that can be read: train/blue/blue-000.png \(The file is empty"),
         ("empty", "no images in train/"),
     ],
 )
