@@ -4,6 +4,7 @@ Every source ends as one `ImageData`: uint8 pixels, labels, class names and a fi
 and the test split after it.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -18,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from cifar_fastai.download import CIFAR10, fetch
 from cifar_fastai.errors import DataError
 from cifar_fastai.images import EXTENSIONS, BadImage, decode_image, fit_image
 from cifar_fastai.recipes import nearest
@@ -93,21 +95,8 @@ def cache_folder() -> Path:
 
 
 def _cifar10(size: int) -> ImageData:
-    import cifar_fastai.compat  # noqa: F401
-
-    # isort: split
-    from torchvision.datasets import CIFAR10
-
-    folder = cache_folder()
-    try:
-        for train in (True, False):
-            CIFAR10(folder, train=train, download=True)  # checks the md5 of the archive and of every batch
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"CIFAR-10 could not be downloaded from {CIFAR10.url}: {str(error) or type(error).__name__}\n"
-            f"Bring {CIFAR10.filename} by hand and give its path with --data, or try everything with --data digits."
-        ) from None
-    return _from_files(_files_in_folder(folder / CIFAR10.base_folder), "cifar10", size)
+    path = fetch(CIFAR10, cache_folder(), first=os.environ.get("CIFAR10_MIRROR"))
+    return dataclasses.replace(_from_archive(path, size), source="cifar10")
 
 
 def _digits(size: int) -> ImageData:

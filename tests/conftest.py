@@ -1,6 +1,9 @@
+import hashlib
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 import cifar_fastai.compat  # noqa: F401  the tests compare with torchvision, which is imported after this
+from cifar_fastai.download import Archive
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +46,91 @@ def trained(digits_run):
     from cifar_fastai import load_learner
 
     return load_learner(digits_run.export)
+
+
+def archive_of(path: Path, mirrors: tuple[str, ...]) -> Archive:
+    """What the downloader has to know of a file."""
+    data = path.read_bytes()
+    digests = (hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest())
+    return Archive(path.name, len(data), *digests, mirrors)
+
+
+class MisbehavingServer:
+    """A real HTTP server on this machine. `files` maps paths to bytes; the first folder of a path says how it is served:
+
+    /stall/… sends half and then nothing, /crawl/… sends very slowly, /cut/… hangs up half-way, /lie/… announces another
+    length, /long/… sends more than it should, /flip/… changes a byte, /noranges/… ignores ranges, /html/… redirects to a
+    page, /shift/… sends another range than was asked for, /404/… and any other number answers with it.
+    """
+
+    def __init__(self):
+        self.files, self.requests = {}, []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.requests.append((self.path, self.headers.get("Range")))
+                outer.serve(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # clients hang up on purpose
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.stopped = threading.Event()
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def serve(self, handler):
+        manner, _, name = handler.path.strip("/").rpartition("/")
+        if handler.path == "/page":
+            return self.answer(handler, 200, b"<html>Sign in to the network</html>", {"Content-Type": "text/html"})
+        if manner == "html":
+            return self.answer(handler, 302, b"", {"Location": "/page"})
+        if manner.isdigit():
+            return self.answer(handler, int(manner), b"", {})
+        body, status, headers = self.files["/" + name], 200, {"Content-Type": "application/gzip"}
+        size, asked = len(body), handler.headers.get("Range")
+        if manner == "flip":
+            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
+        if asked and manner != "noranges":
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) + (manner == "shift")
+            body, status = body[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        if manner == "long":
+            body += b"more"  # without a word on its length
+        else:
+            headers["Content-Length"] = str(len(body) + (manner == "lie"))
+        self.answer(handler, status, body, headers, manner)
+
+    def answer(self, handler, status, body, headers, manner=""):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if manner == "crawl":
+            for place in range(0, len(body), 2000):
+                handler.wfile.write(body[place : place + 2000])
+                if self.stopped.wait(0.1):
+                    return
+        elif manner in ("stall", "cut"):
+            handler.wfile.write(body[: len(body) // 2])
+            if manner == "stall":
+                self.stopped.wait(30)
+        else:
+            handler.wfile.write(body)
+
+    def close(self):
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def web_server():
+    server = MisbehavingServer()
+    yield server
+    server.close()
 
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 40), "red": (210, 30, 20)}

@@ -8,8 +8,8 @@ PACKAGE = ROOT / "cifar_fastai"
 
 # A module imports only modules that stand before it.
 ORDER = (
-    "errors compat recipes images sources models augment data learner training figures evaluation artifacts inference "
-    "report web run cli"
+    "errors compat recipes images download sources models augment data learner training figures evaluation artifacts "
+    "inference report web run cli"
 ).split()
 
 
