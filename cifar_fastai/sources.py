@@ -27,8 +27,8 @@ from cifar_fastai.recipes import nearest
 SPLITS = ("train", "test")
 BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
-DIGITS_SPLIT_SEED = 0
-LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image> and test/<class>/<image>."
+TEST_SHARE, TEST_SEED = 0.2, 0
+LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image>, and test/<class>/<image> if you have them."
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +102,22 @@ def _cifar10(size: int) -> ImageData:
 def _digits(size: int) -> ImageData:
     from PIL import Image
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    train, test = train_test_split(
-        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=DIGITS_SPLIT_SEED
-    )
+    train, test = _hold_out(np.arange(len(digits.target)), digits.target)
     rows = np.concatenate([train, test])
     small = (digits.images[rows] * (255 / 16)).round().astype(np.uint8)  # 8 x 8, values 0 to 16
     resized = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small]
     images = np.repeat(np.stack([np.asarray(image) for image in resized])[..., None], 3, axis=3)
     labels = digits.target[rows].astype(np.int64)
     return ImageData("digits", images, labels, tuple(map(str, digits.target_names)), len(train), "lossless")
+
+
+def _hold_out(items, labels) -> tuple:
+    """(training items, test items), for sources that come undivided: a fifth of each class, always the same."""
+    from sklearn.model_selection import train_test_split
+
+    return train_test_split(items, test_size=TEST_SHARE, stratify=labels, random_state=TEST_SEED)
 
 
 # --- files, wherever they lie ------------------------------------------------------------------------------------
@@ -246,12 +250,26 @@ class _Pictures:
         else:
             self.splits[path.parts[-3]].append((path, pixels))
 
+    def hold_out_test(self, source: str) -> None:
+        """Make the test split of a fifth of each class of the training split."""
+        found = sorted(self.splits["train"], key=lambda picture: picture[0])
+        names = [path.parts[-2] for path, _ in found]
+        try:
+            self.splits["train"], self.splits["test"] = _hold_out(found, names)
+        except ValueError as error:  # scikit-learn's: a class of one image
+            raise DataError(f"--data {source}: no test/, and too few images to hold some out: {error}") from None
+
 
 def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:
-    for split, found in pictures.splits.items():
-        if not found:
-            reason = f" that can be read: {pictures.damaged[0]}" if pictures.damaged else ""
-            raise DataError(f"--data {source}: no images in {split}/{reason}. {LAYOUT_HELP}")
+    if not pictures.splits["train"]:
+        reason = f" that can be read: {pictures.damaged[0]}" if pictures.damaged else ""
+        raise DataError(f"--data {source}: no images in train/{reason}. {LAYOUT_HELP}")
+    warnings = _count_and_name("not an image file, passed over", pictures.passed_over)
+    warnings += _count_and_name("unreadable, left out", pictures.damaged)
+    if not pictures.splits["test"]:
+        pictures.hold_out_test(source)
+        n_test = len(pictures.splits["test"])
+        warnings += (f"no images in test/: {n_test} of train/ are held out as the test split, always the same ones",)
     names = {split: {path.parts[-2] for path, _ in found} for split, found in pictures.splits.items()}
     if strangers := sorted(names["test"] - names["train"]):
         raise DataError(f"--data {source}: classes in test/ without images in train/: {', '.join(strangers)}.")
@@ -263,8 +281,6 @@ def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> Imag
     images = np.stack([pixels for _, pixels in train + test])
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[path.parts[-2]] for path, _ in train + test], dtype=np.int64)
-    warnings = _count_and_name("not an image file, passed over", pictures.passed_over)
-    warnings += _count_and_name("unreadable, left out", pictures.damaged)
     encoding = _encoding({path.suffix.lower() for path, _ in train + test})
     return ImageData(source, images, labels, classes, len(train), encoding, len(images), sha256, warnings)
 

@@ -106,9 +106,9 @@ class StopOnDivergence(Callback):
             self._stop("validation", "the end")
 
     def _stop(self, which, where):
+        kept = f" The checkpoints of earlier epochs are in {self.learn.path / self.learn.model_dir}." if self.epoch else ""
         raise TrainingDiverged(
-            f"The {which} loss became NaN or infinite in epoch {self.epoch + 1}, at {where}. The checkpoints of earlier "
-            f"epochs are in {self.learn.path / self.learn.model_dir}; try a lower --lr."
+            f"The {which} loss became NaN or infinite in epoch {self.epoch + 1}, at {where}: try a lower --lr.{kept}"
         )
 
 

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 
+import fastai.learner
 import numpy as np
 import pytest
 import torch
@@ -11,9 +12,10 @@ from conftest import call
 from PIL import Image
 from safetensors.numpy import load_file
 
-from cifar_fastai import Classifier, load_learner
-from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_manifest
+from cifar_fastai import Classifier, create_learner, dataloaders, fit, get_recipe, load_learner
+from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_export, write_manifest
 from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai.recipes import RECIPES
 
 
 @pytest.fixture
@@ -89,6 +91,41 @@ def test_normalisation_travels_with_the_weights(export, trained):
 def test_the_model_card_says_what_it_is(export):
     card, config = (export / "README.md").read_text(), json.loads((export / "config.json").read_text())
     assert f"{config['test']['test_accuracy']:.2%}" in card and "digits" in card and "classic-sgd" in card
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
+    recipe = get_recipe(name, epochs=1, bs=64)
+    learn = create_learner(dataloaders("digits", recipe, subset=150), recipe, seed=1)
+    with learn.no_bar():
+        fit(learn, recipe)
+        before = learn.predict(photo)[2]
+    versions, figures = {"python": "3"}, {"test_accuracy": 0.1, "test_accuracy_tta": 0.1, "test_loss": 2.3}
+    training = {
+        "recipe": name,
+        "data": "digits",
+        "n_params": 1,
+        "epochs_run": 1,
+        "seed": 1,
+        "hardware": "",
+        "train_seconds": 1,
+    }
+    write_export(
+        tmp_path / "x",
+        learn,
+        name="x",
+        created="2030",
+        model=recipe.model,
+        training=training,
+        test=figures,
+        versions=versions,
+    )
+    safe = load_learner(tmp_path / "x")
+    with pytest.warns(UserWarning, match="insecure pickle"):
+        pickled = fastai.learner.load_learner(tmp_path / "x" / "export.pkl")
+    assert torch.equal(safe.predict(photo)[2], before) and torch.equal(pickled.predict(photo)[2], before)
+    answer = Classifier(tmp_path / "x").predict(photo)
+    assert [answer[label] for label in safe.dls.vocab] == before.tolist()
 
 
 # --- what must be refused ----------------------------------------------------------------------------------------

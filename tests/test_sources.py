@@ -104,15 +104,30 @@ def test_unreadable_and_foreign_files_are_named(pictures):
     assert any(line.startswith("1 unreadable, left out: train/red/broken.png (") for line in data.warnings)
 
 
+def test_without_a_test_folder_a_fixed_fifth_of_each_class_is_held_out(pictures):
+    whole = load_data(pictures)
+    shutil.rmtree(pictures / "test")
+    data = load_data(pictures)
+    assert (data.n_train, data.n_test) == (48, 12)
+    assert np.bincount(data.labels[48:]).tolist() == [4, 4, 4]
+    held_out, rest = ({image.tobytes() for image in part} for part in (data.images[48:], data.images[:48]))
+    assert held_out | rest == {image.tobytes() for image in whole.images[:60]} and not held_out & rest
+    assert data.warnings == ("no images in test/: 12 of train/ are held out as the test split, always the same ones",)
+    assert load_data(pictures).fingerprint == data.fingerprint
+
+
 def damage(pictures, how):
-    if how == "no test":
-        shutil.rmtree(pictures / "test")
-    elif how == "empty class":
+    if how == "empty class":
         for file in (pictures / "train/red").iterdir():
             file.unlink()
     elif how == "unreadable class":
         for file in (pictures / "train/red").iterdir():
             file.write_bytes(b"")
+    elif how == "one picture a class and no test":
+        shutil.rmtree(pictures / "train")
+        (pictures / "test").rename(pictures / "train")
+        for file in (pictures / "train").glob("*/*[1-9].png"):
+            file.unlink()
     elif how == "nothing readable":
         for file in (pictures / "train").glob("*/*"):
             file.write_bytes(b"")
@@ -130,7 +145,7 @@ def damage(pictures, how):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("no test", "no images in test/"),
+        ("one picture a class and no test", "no test/, and too few images"),
         ("empty class", "train/red is a class without images"),
         ("unreadable class", "classes in test/ without images in train/: red"),
         ("one class", "only the class 'blue'"),
