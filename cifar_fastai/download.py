@@ -67,7 +67,7 @@ def fetch(archive: Archive, folder: Path, *, first: str | None = None, patience:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f"{archive.name}.lock"):
-            if target.exists() and _digests(target) == (archive.md5, archive.sha256):
+            if target.exists() and _is_whole(target, archive):
                 return target
             _check_space(archive, folder, part)
             _download(archive, part, ((first,) if first else ()) + archive.mirrors, patience or Patience())
@@ -127,12 +127,16 @@ def _from_mirror(client, archive: Archive, part: Path, url: str, patience: Patie
     resumed = part.exists() and part.stat().st_size > 0
     if not (resumed and part.stat().st_size == archive.size):
         _transfer(client, archive, part, url, patience, may_crawl)
-    if _digests(part) == (archive.md5, archive.sha256):
+    if _is_whole(part, archive):
         return
     part.unlink()
     if not resumed:
         raise _Abandoned("sent a file of other content")
     _from_mirror(client, archive, part, url, patience, may_crawl)  # the bytes before may have been another mirror's fault
+
+
+def _is_whole(path: Path, archive: Archive) -> bool:
+    return digests(path, "md5", "sha256") == [archive.md5, archive.sha256]
 
 
 def _transfer(client, archive: Archive, part: Path, url: str, patience: Patience, may_crawl: bool) -> None:
@@ -235,10 +239,11 @@ class _Meter:
         return time.monotonic() - self.marks[0][0] >= patience.window and self.speed() < patience.slowest
 
 
-def _digests(path: Path) -> tuple[str, str]:
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+def digests(path: Path, *algorithms: str) -> list[str]:
+    """The hexadecimal digests of a file by each of hashlib's `algorithms`, in one reading."""
+    found = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms]
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            md5.update(block)
-            sha256.update(block)
-    return md5.hexdigest(), sha256.hexdigest()
+            for digest in found:
+                digest.update(block)
+    return [digest.hexdigest() for digest in found]

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cifar_fastai.download import CIFAR10, fetch
+from cifar_fastai.download import CIFAR10, digests, fetch
 from cifar_fastai.errors import DataError
 from cifar_fastai.images import EXTENSIONS, BadImage, decode_image, fit_image
 from cifar_fastai.recipes import nearest
@@ -145,7 +145,7 @@ def _files_in_folder(folder: Path) -> Iterator[File]:
                 yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
-        elif path.parent.name in SPLITS and not any(path.iterdir()):
+        elif path.is_dir() and path.parent.name in SPLITS and not any(path.iterdir()):
             raise DataError(f"{path} is a class without images: put some in, or remove the folder.")
 
 
@@ -172,17 +172,9 @@ def _from_archive(path: Path, size: int) -> ImageData:
     else:
         raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
     try:
-        return _from_files(files, path.name, size, _sha256(path))
+        return _from_files(files, path.name, size, *digests(path, "sha256"))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
         raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --- CIFAR's own batches -----------------------------------------------------------------------------------------
