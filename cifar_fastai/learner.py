@@ -137,5 +137,8 @@ class FreezeWhitening(Callback):
     def __init__(self, epochs: int):
         self.epochs = epochs
 
-    def before_epoch(self):
+    def before_train(self):
         self.model.stem.bias.requires_grad_(self.epoch < self.epochs)
+
+    def after_fit(self):
+        self.model.stem.bias.requires_grad_()  # an optimizer made later finds the same weights to train

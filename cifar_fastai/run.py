@@ -74,10 +74,10 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
         f"accuracy {metrics['test_accuracy']:.2%}, with TTA {metrics['test_accuracy_tta']:.2%}, "
         f"loss {metrics['test_loss']:.4f} (best epoch {training.best_epoch} by validation loss)",
     )
+    _say("report", write_report(folder, metrics, config))
     export = options.exports / name
     _export(export, learn, name, recipe, metrics, started)
     _say("export", f"{export}: try `python predict.py --export {export} IMAGE` or `python app.py --export {export}`")
-    _say("report", write_report(folder, metrics, config))
     return folder
 
 

@@ -4,7 +4,7 @@ from conftest import call
 def test_torchvision_and_all_of_fastai_vision_import_after_it(tmp_path):
     code = (
         "import cifar_fastai.compat\n"
-        "from fastai.vision.all import *\n"
+        "import fastai.vision.all\n"
         "import torch, torchvision\n"
         "print(torchvision.models.resnet18()(torch.zeros(1, 3, 64, 64)).shape)"
     )
