@@ -82,6 +82,7 @@ RECIPES = {
         Recipe(
             name="classic-adam",
             about="the textbook CNN as most tutorials train it: Adam, flip and rotation, 80/20 split",
+            measured="84.29 % on CIFAR-10's test split, 85.33 % with TTA (JPEG copy, 30 epochs, n=1, results/classic-adam)",
             valid_pct=0.2,
             model="small",
             rotate=10.0,
@@ -108,6 +109,7 @@ RECIPES = {
             # label smoothing and lookahead are his; the cosine schedule is fastai's.
             name="fast",
             about="whitened stem, Dirac initialisation and high learning rates (after airbench94); made for a GPU",
+            measured="89.68 % on CIFAR-10's test split, 90.73 % with TTA (JPEG copy, 12 epochs, n=1, results/fast)",
             bs=1024,
             model="base",
             crop_pad=2,

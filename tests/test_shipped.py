@@ -1,0 +1,61 @@
+"""What comes with the repository: the export, the results, and what the README says of them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import ROOT, call
+
+from cifar_fastai import Classifier
+from cifar_fastai.artifacts import load_export
+from cifar_fastai.sources import load_data
+
+EXPORT = ROOT / "exports" / "cifar10"
+RUNS = {path.parent.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*/metrics.json")}
+
+
+def test_the_export_loads_and_is_small():
+    export = load_export(EXPORT)
+    assert len(export.classes) == 10 and not (EXPORT / "export.pkl").exists()
+    listed = json.loads((EXPORT / "MANIFEST.json").read_text())["files"]
+    assert set(listed) == {path.name for path in EXPORT.iterdir()} - {"MANIFEST.json"}
+    assert sum(path.stat().st_size for path in EXPORT.iterdir()) < 30_000_000
+
+
+def test_the_exports_figures_are_those_of_its_run():
+    config = json.loads((EXPORT / "config.json").read_text())
+    run = RUNS[config["training"]["recipe"]]
+    assert {key: run[key] for key in config["test"]} == config["test"]
+    assert config["training"]["git_commit"] == run["git_commit"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_readme_and_the_recipe_quote_their_run(name):
+    figures = [f"{RUNS[name][key] * 100:.2f} %" for key in ("test_accuracy", "test_accuracy_tta")]
+    readme = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    recipes = call("train.py", "--recipe", "help", cwd=ROOT).stdout
+    for figure in figures:
+        assert figure in readme and figure in recipes
+    assert f"| {RUNS[name]['epochs_run']} |" in readme and f"| {RUNS[name]['train_seconds'] / 60:.0f} min |" in readme
+    assert ("JPEG copy" in readme) == (RUNS[name]["data"]["encoding"] == "JPEG")
+
+
+def test_the_readme_quotes_the_throughput():
+    ratio = json.loads((ROOT / "results" / "throughput-small.json").read_text())["median_ratio"]
+    assert f"reaches {ratio:.2f} times" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not os.environ.get("CIFAR10_DATA"), reason="CIFAR10_DATA is not set")
+def test_the_export_reproduces_its_score():
+    data = load_data(os.environ["CIFAR10_DATA"])
+    run = RUNS["fast"]
+    if data.fingerprint != run["data"]["fingerprint"]:
+        pytest.fail("CIFAR10_DATA holds other pixels than the export was measured on")
+    classifier, predicted = Classifier(EXPORT), []
+    for batch in np.array_split(data.images[data.n_train :], 20):
+        predicted += [next(iter(answer)) for answer in classifier.predict_batch(batch)]
+    truth = [data.classes[label] for label in data.labels[data.n_train :]]
+    accuracy = np.mean([a == b for a, b in zip(predicted, truth, strict=True)])
+    assert accuracy == pytest.approx(run["test_accuracy"], abs=0.0005)
