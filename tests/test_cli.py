@@ -131,6 +131,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "500"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it as ignored
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("epoch"):
