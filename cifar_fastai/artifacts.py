@@ -89,20 +89,9 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, tr
         (scratch / CONFIG).write_text(_to_json(config), encoding="utf-8")
         (scratch / PROBE).write_bytes(probe_file.getvalue())
         (scratch / CARD).write_text(model_card(config), encoding="utf-8")
-        _pickle(learn, scratch / PICKLE)
+        _learner(export).export(scratch / PICKLE)  # `learn` itself would bring its split and a record of every step along
         write_manifest(scratch)
         _replace_folder(scratch, folder)
-
-
-def _pickle(learn, path: Path) -> None:
-    """fastai's own export, without the progress bar that would print at every prediction."""
-    from fastai.callback.progress import ProgressCallback
-
-    old_path, learn.path = learn.path, path.parent
-    bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
-    with learn.removed_cbs(bars):
-        learn.export(path.name)
-    learn.path = old_path
 
 
 def write_manifest(folder: Path) -> None:
@@ -266,6 +255,11 @@ def load_learner(folder: str | os.PathLike):
 
     Raises ExportError. (fastai's own `load_learner` opens export.pkl, which can run any code: only for your own files.)
     """
+    return _learner(load_export(folder))
+
+
+def _learner(export: Export):
+    """A quiet fastai Learner around an export's network, ready to predict."""
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
@@ -273,7 +267,6 @@ def load_learner(folder: str | os.PathLike):
 
     from cifar_fastai.data import inference_dataloaders
 
-    export = load_export(folder)
     dls = inference_dataloaders(export.classes, export.size, export.config["mean"], export.config["std"])
     learn = Learner(dls, export.model, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     learn.remove_cbs(ProgressCallback)  # it would print a bar at every prediction
