@@ -44,10 +44,11 @@ CIFAR10 = Archive(
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a mirror is borne with. The last one may crawl as long as it does not stall."""
+    """How long a mirror is borne with. The last one may crawl, and stall for longer: there is none after it."""
 
-    connect: float = 5.0  # seconds until it must have answered
-    stall: float = 10.0  # seconds without a byte
+    connect: float = 4.0  # seconds until it must have accepted the connection
+    stall: float = 5.0  # seconds without a byte, those before the first among them
+    last_stall: float = 30.0  # the same for the last mirror
     slowest: float = 200_000.0  # bytes a second
     window: float = 10.0  # seconds over which its speed is judged
 
@@ -66,7 +67,7 @@ def fetch(archive: Archive, folder: Path, *, first: str | None = None, patience:
     target, part = folder / archive.name, folder / f"{archive.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{archive.name}.lock"):
+        with alone(folder / f"{archive.name}.lock", "downloading it"):
             if target.exists() and _is_whole(target, archive):
                 return target
             _check_space(archive, folder, part)
@@ -78,15 +79,15 @@ def fetch(archive: Archive, folder: Path, *, first: str | None = None, patience:
 
 
 @contextmanager
-def _alone(path: Path):
-    """Hold a lock file; say so if that means waiting for another process."""
+def alone(path: Path, doing: str):
+    """Hold a lock file; say so if that means waiting for another process, which is `doing` the same."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print("another process is downloading it; waiting", file=sys.stderr, flush=True)
+        print(f"another process is {doing}; waiting", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield
@@ -106,11 +107,12 @@ def _download(archive: Archive, part: Path, mirrors: tuple[str, ...], patience: 
     import httpx
 
     reasons = []
-    timeout = httpx.Timeout(patience.stall, connect=patience.connect)
-    with httpx.Client(follow_redirects=True, timeout=timeout) as client:
+    with httpx.Client(follow_redirects=True) as client:
         for url in mirrors:
+            last = url == mirrors[-1]
+            client.timeout = httpx.Timeout(patience.last_stall if last else patience.stall, connect=patience.connect)
             try:
-                _from_mirror(client, archive, part, url, patience, may_crawl=url == mirrors[-1])
+                _from_mirror(client, archive, part, url, patience, may_crawl=last)
                 return
             except _Abandoned as reason:
                 reasons.append((urlsplit(url).netloc or url, str(reason)))
