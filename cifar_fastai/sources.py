@@ -9,25 +9,33 @@ import hashlib
 import io
 import os
 import pickle
+import sys
 import tarfile
+import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from cifar_fastai.download import CIFAR10, digests, fetch
 from cifar_fastai.errors import DataError
-from cifar_fastai.images import EXTENSIONS, BadImage, decode_image, fit_image
+from cifar_fastai.images import EXTENSIONS, MAX_BYTES, TOO_LARGE, BadImage, decode_image, fit_image
 from cifar_fastai.recipes import nearest
 
 SPLITS = ("train", "test")
 BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
+BATCH_BYTES = 64_000_000  # more than any of CIFAR's batches
 TEST_SHARE, TEST_SEED = 0.2, 0
+CHUNK_FILES, CHUNK_BYTES = 512, 16_000_000  # of encoded images, decoded at once
+PARALLEL_AFTER = 0.5  # seconds; before that, starting processes costs more than it saves
+BLOCK_BYTES = 4_000_000  # of pixels worked on at once
 LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image>, and test/<class>/<image> if you have them."
 
 
@@ -51,37 +59,68 @@ class ImageData:
 
     @property
     def size(self) -> int:
-        return self.images.shape[1]
+        return self.images[0].shape[0]
+
+    def blocks(self, rows: slice = slice(None)) -> Iterator[np.ndarray]:
+        """The images of `rows` in contiguous arrays of some megabytes each."""
+        images = self.images[rows]
+        n = max(1, BLOCK_BYTES // self.images[0].nbytes)
+        for start in range(0, len(images), n):
+            yield np.ascontiguousarray(images[start : start + n])
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over pixels, labels, class names and the place of the split: equal data, equal fingerprint."""
-        digest = hashlib.sha256(repr((self.classes, self.n_train, self.images.shape)).encode())
+        shape = (len(self.images), *self.images[0].shape)
+        digest = hashlib.sha256(repr((self.classes, self.n_train, shape)).encode())
         digest.update(np.ascontiguousarray(self.labels).data)
-        digest.update(np.ascontiguousarray(self.images).data)
+        for block in self.blocks():
+            digest.update(block.data)
         return digest.hexdigest()
 
+    @cached_property
+    def channel_stats(self) -> list[list[float]]:
+        """Mean and standard deviation of red, green and blue over the training split, in units of the full range."""
+        counts = np.zeros((3, 256))
+        for block in self.blocks(slice(self.n_train)):
+            for channel in range(3):
+                counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        values = np.arange(256) / 255
+        means = shares @ values
+        variances = shares @ values**2 - means**2
+        return [means.tolist(), np.sqrt(np.maximum(variances, 1 / 255**2)).tolist()]
 
-def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageData:
-    """Load `source`, its images fitted to `size` x `size` pixels.
+
+def read_data(source: str | os.PathLike, size: int = 32) -> ImageData:
+    """Read `source` from where it lies, its images fitted to `size` x `size` pixels.
 
     `source` is "cifar10" (downloaded once into the user's cache folder), "digits" (scikit-learn's, no network), a
     folder or a .tgz or .zip of a folder `train/<class>/*, test/<class>/*`, `cifar-10-python.tar.gz`, or an extracted
     `cifar-10-batches-py` folder. Raises DataError.
     """
-    if isinstance(source, ImageData):
-        return source
+    data = read_rows(source, size)
+    return dataclasses.replace(data, images=np.stack(data.images))
+
+
+def read_rows(source: str | os.PathLike, size: int) -> ImageData:
+    """As `read_data`, but `images` is a list of single images, which can be written out without a second copy."""
     if source == "cifar10":
-        return _cifar10(size)
+        path = fetch(CIFAR10, cache_folder(), first=os.environ.get("CIFAR10_MIRROR"))
+        return dataclasses.replace(_from_archive(path, size), source="cifar10")
     if source == "digits":
         return _digits(size)
+    path = existing_path(source)
+    return _from_folder(path, size) if path.is_dir() else _from_archive(path, size)
+
+
+def existing_path(source: str | os.PathLike) -> Path:
+    """The file or folder that `source` names. Raises DataError if there is none."""
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _from_files(_files_in_folder(path), path.resolve().name, size)
-    if path.is_file():
-        return _from_archive(path, size)
-    hint = nearest(str(source), ("cifar10", "digits"))
-    raise DataError(f"--data {source}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
+    if not (path.is_dir() or path.is_file()):
+        hint = nearest(str(source), ("cifar10", "digits"))
+        raise DataError(f"--data {source}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
+    return path
 
 
 # --- the named sources -------------------------------------------------------------------------------------------
@@ -94,11 +133,6 @@ def cache_folder() -> Path:
     return user_cache_path("cifar-fastai", appauthor=False)
 
 
-def _cifar10(size: int) -> ImageData:
-    path = fetch(CIFAR10, cache_folder(), first=os.environ.get("CIFAR10_MIRROR"))
-    return dataclasses.replace(_from_archive(path, size), source="cifar10")
-
-
 def _digits(size: int) -> ImageData:
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -107,8 +141,8 @@ def _digits(size: int) -> ImageData:
     train, test = _hold_out(np.arange(len(digits.target)), digits.target)
     rows = np.concatenate([train, test])
     small = (digits.images[rows] * (255 / 16)).round().astype(np.uint8)  # 8 x 8, values 0 to 16
-    resized = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small]
-    images = np.repeat(np.stack([np.asarray(image) for image in resized])[..., None], 3, axis=3)
+    resized = (Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small)
+    images = [np.repeat(np.asarray(image)[..., None], 3, axis=2) for image in resized]
     labels = digits.target[rows].astype(np.int64)
     return ImageData("digits", images, labels, tuple(map(str, digits.target_names)), len(train), "lossless")
 
@@ -122,46 +156,121 @@ def _hold_out(items, labels) -> tuple:
 
 # --- files, wherever they lie ------------------------------------------------------------------------------------
 
-File = tuple[PurePosixPath, bytes]
+
+@dataclass(frozen=True)
+class _File:
+    """A file in a folder or an archive. Nothing of it is in memory yet."""
+
+    path: PurePosixPath  # within the folder or archive
+    size: int  # bytes, as announced
+    open: Callable
+    progress: float  # share of the source that lies before it
+
+    def read(self, limit: int) -> bytes:
+        """Its bytes. Raises BadImage if there are more than `limit`, however few were announced."""
+        if self.size <= limit:
+            with self.open() as file:
+                data = file.read(limit + 1)
+            if len(data) <= limit:
+                return data
+        raise BadImage(TOO_LARGE)
 
 
-def _from_files(files: Iterable[File], source: str, size: int, sha256: str | None = None) -> ImageData:
-    """Sort what comes into CIFAR's batches and pictures, one file at a time: a folder may be larger than memory."""
+def _from_files(files: Iterable[_File], source: str, size: int, sha256: str | None = None) -> ImageData:
+    """Sort what comes into CIFAR's batches and pictures."""
     batches, pictures = {}, _Pictures(size)
-    for path, data in files:
-        if path.name in BATCH_NAMES:
-            batches[path.name] = data
-        elif len(path.parts) >= 3 and path.parts[-3] in SPLITS and not path.name.startswith("."):
-            pictures.add(path, data)
+
+    def images(show):
+        for file in files:
+            show(file.progress)
+            if file.path.name in BATCH_NAMES:
+                batches[file.path.name] = _bytes_of_batch(file, source)
+            elif len(file.path.parts) >= 3 and file.path.parts[-3] in SPLITS and not file.path.name.startswith("."):
+                yield file
+
+    with _progress(f"reading {source}") as show:
+        pictures.add_all(images(show))
     if batches:
         return _from_batches(batches, source, size, sha256)
     return _from_pictures(pictures, source, sha256)
 
 
-def _files_in_folder(folder: Path) -> Iterator[File]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            try:
-                yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
-        elif path.is_dir() and path.parent.name in SPLITS and not any(path.iterdir()):
+@contextmanager
+def _progress(what: str):
+    """Gives a function that takes the share done: it moves a bar on a terminal, and elsewhere says once what takes long."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=1)
+            yield lambda share: bar.update(task, completed=share)
+        return
+    start, told = time.monotonic(), []
+
+    def show(share):
+        seconds = time.monotonic() - start
+        if seconds > 1 and not told:
+            told.append(True)
+            print(f"{what}: about {seconds / max(share, 1e-3):.0f} seconds", file=sys.stderr, flush=True)
+
+    yield show
+
+
+def _from_folder(folder: Path, size: int) -> ImageData:
+    listing = list_folder(folder)
+
+    def files():
+        for number, (path, stat) in enumerate(listing):
+            yield _File(PurePosixPath(path), stat.st_size, partial(open, folder / path, "rb"), number / len(listing))
+
+    try:
+        return _from_files(files(), folder.resolve().name, size)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from None
+
+
+def list_folder(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Every file in a folder, by path from there, sorted; links are followed. Raises DataError."""
+    found = []
+
+    def walk(path: Path, prefix: str, above: tuple):
+        about, entries = path.stat(), sorted(os.scandir(path), key=lambda entry: entry.name)
+        here = (about.st_dev, about.st_ino)
+        if here in above:
+            return  # a link that leads back
+        if not entries and path.parent.name in SPLITS:
             raise DataError(f"{path} is a class without images: put some in, or remove the folder.")
+        for entry in entries:
+            if entry.is_dir():
+                walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+            elif entry.is_file():
+                found.append((prefix + entry.name, entry.stat()))
+
+    try:
+        walk(folder, "", ())
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+    return found
 
 
-def _files_in_tar(path: Path) -> Iterator[File]:
+def _files_in_tar(path: Path) -> Iterator[_File]:
     # Members are read in memory and nothing is written, so hostile names and links in an archive have no effect.
-    with tarfile.open(path) as archive:
+    length = path.stat().st_size
+    with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
         for member in archive:
             if member.isfile():
-                yield PurePosixPath(member.name), archive.extractfile(member).read()
+                name = PurePosixPath(member.name)
+                yield _File(name, member.size, partial(archive.extractfile, member), file.tell() / length)
 
 
-def _files_in_zip(path: Path) -> Iterator[File]:
+def _files_in_zip(path: Path) -> Iterator[_File]:
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
+        members = archive.infolist()
+        for number, member in enumerate(members):
             if not member.is_dir():
-                yield PurePosixPath(member.filename), archive.read(member)
+                name = PurePosixPath(member.filename)
+                yield _File(name, member.file_size, partial(archive.open, member), number / len(members))
 
 
 def _from_archive(path: Path, size: int) -> ImageData:
@@ -200,23 +309,31 @@ def _read_batch(data: bytes) -> dict:
     return batch
 
 
+def _bytes_of_batch(file: _File, source: str) -> bytes:
+    try:
+        return file.read(BATCH_BYTES)
+    except BadImage as error:
+        raise DataError(f"--data {source}: {file.path} is no batch of CIFAR-10's: {error}") from None
+
+
 def _from_batches(content: dict[str, bytes], source: str, size: int, sha256: str | None) -> ImageData:
+    n_files = len(content)
     if missing := sorted(BATCH_NAMES - content.keys()):
         raise DataError(f"--data {source}: {', '.join(missing)} missing from CIFAR-10's batches. Fetch them again.")
     images, labels, n_rows = [], [], {}
     try:
         classes = tuple(_read_batch(content["batches.meta"])["label_names"])
         for split in SPLITS:
-            batches = [_read_batch(content[name]) for name in BATCH_FILES[split]]
-            images += [batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
+            batches = [_read_batch(content.pop(name)) for name in BATCH_FILES[split]]
+            for batch in batches:
+                images += list(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels += [np.asarray(batch["labels"], dtype=np.int64) for batch in batches]
             n_rows[split] = sum(len(batch["labels"]) for batch in batches)
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"--data {source}: CIFAR-10's batches are damaged ({error}). Fetch them again.") from None
-    pixels = np.ascontiguousarray(np.concatenate(images))
     if size != 32:
-        pixels = np.stack([np.asarray(fit_image(decode_image(image), size)) for image in pixels])
-    return ImageData(source, pixels, np.concatenate(labels), classes, n_rows["train"], "lossless", len(content), sha256)
+        images = [np.asarray(fit_image(decode_image(image), size)) for image in images]
+    return ImageData(source, images, np.concatenate(labels), classes, n_rows["train"], "lossless", n_files, sha256)
 
 
 # --- folders of pictures -----------------------------------------------------------------------------------------
@@ -231,16 +348,32 @@ class _Pictures:
     passed_over: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
-    def add(self, path: PurePosixPath, data: bytes) -> None:
-        if path.suffix.lower() not in EXTENSIONS:
-            self.passed_over.append(str(path))
-            return
-        try:
-            pixels = np.asarray(fit_image(decode_image(data), self.size))
-        except BadImage as error:
-            self.damaged.append(f"{path} ({error})")
-        else:
-            self.splits[path.parts[-3]].append((path, pixels))
+    def add_all(self, files: Iterable[_File]) -> None:
+        for paths, (pixels, reasons) in _decoded(self._chunks(files), self.size):
+            for path, image, reason in zip(paths, pixels, reasons, strict=True):
+                if reason:
+                    self.damaged.append(f"{path} ({reason})")
+                else:
+                    self.splits[path.parts[-3]].append((path, image))
+
+    def _chunks(self, files: Iterable[_File]) -> Iterator[tuple[list[PurePosixPath], list[bytes]]]:
+        paths, contents, n_bytes = [], [], 0
+        for file in files:
+            if file.path.suffix.lower() not in EXTENSIONS:
+                self.passed_over.append(str(file.path))
+                continue
+            try:
+                contents.append(file.read(MAX_BYTES))
+            except BadImage as error:
+                self.damaged.append(f"{file.path} ({error})")
+                continue
+            paths.append(file.path)
+            n_bytes += len(contents[-1])
+            if len(paths) == CHUNK_FILES or n_bytes > CHUNK_BYTES:
+                yield paths, contents
+                paths, contents, n_bytes = [], [], 0
+        if paths:
+            yield paths, contents
 
     def hold_out_test(self, source: str) -> None:
         """Make the test split of a fifth of each class of the training split."""
@@ -250,6 +383,47 @@ class _Pictures:
             self.splits["train"], self.splits["test"] = _hold_out(found, names)
         except ValueError as error:  # scikit-learn's: a class of one image
             raise DataError(f"--data {source}: no test/, and too few images to hold some out: {error}") from None
+
+
+def _decode_chunk(contents: list[bytes], size: int) -> tuple[np.ndarray, list[str | None]]:
+    """Pixels (N, size, size, 3) of encoded images, and for each the reason why it is none."""
+    pixels = np.zeros((len(contents), size, size, 3), np.uint8)
+    reasons: list[str | None] = [None] * len(contents)
+    for place, content in enumerate(contents):
+        try:
+            pixels[place] = np.asarray(fit_image(decode_image(content), size))
+        except BadImage as error:
+            reasons[place] = str(error)
+    return pixels, reasons
+
+
+def _decoded(chunks: Iterator, size: int) -> Iterator:
+    """(paths, what `_decode_chunk` gives) of each chunk in order; on all cores if there is more than a moment's work."""
+    started = time.monotonic()
+    for paths, contents in chunks:
+        yield paths, _decode_chunk(contents, size)
+        if time.monotonic() - started > PARALLEL_AFTER:
+            break
+    else:
+        return
+    # Processes, since decoding small images is mostly Python's own work; loky's, since they do not import __main__.
+    from loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count
+
+    waiting = deque()
+    try:
+        with ProcessPoolExecutor(cpu_count()) as executor:
+            for paths, contents in chunks:
+                waiting.append((paths, executor.submit(_decode_chunk, contents, size)))
+                if len(waiting) > 2 * cpu_count():  # enough to keep them busy, and no more in memory than that
+                    yield _result(*waiting.popleft())
+            while waiting:
+                yield _result(*waiting.popleft())
+    except BrokenProcessPool:
+        raise DataError("A process that decodes images was ended from outside; is there too little memory?") from None
+
+
+def _result(paths, future):
+    return paths, future.result()
 
 
 def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:
@@ -270,7 +444,7 @@ def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> Imag
         raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
 
     train, test = (_in_original_order(pictures.splits[split]) for split in SPLITS)
-    images = np.stack([pixels for _, pixels in train + test])
+    images = [pixels for _, pixels in train + test]
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[path.parts[-2]] for path, _ in train + test], dtype=np.int64)
     encoding = _encoding({path.suffix.lower() for path, _ in train + test})

@@ -29,6 +29,14 @@ def environment(**extra) -> dict[str, str]:
     return {**plain, "PYTHONPATH": str(ROOT), **extra}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """The user's own cache is neither used nor filled by the tests, in this process or in those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """One real training on digits through the command line: its folders and what it printed."""

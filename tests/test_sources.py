@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from cifar_fastai import sources
 from cifar_fastai.errors import DataError
-from cifar_fastai.sources import load_data
+from cifar_fastai.sources import read_data
 
 # --- folders and archives of pictures ----------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ def read_by_hand(folder, split):
 
 
 def test_folder_against_reading_by_hand(pictures):
-    data = load_data(pictures)
+    data = read_data(pictures)
     assert (data.source, data.encoding, data.warnings) == ("pictures", "lossless", ())
     assert (data.classes, data.n_train, data.n_test, data.size) == (tuple(sorted(COLOURS)), 60, 12, 32)
     for split, rows in (("train", slice(0, 60)), ("test", slice(60, None))):
@@ -45,32 +45,32 @@ def test_archives_hold_what_the_folder_holds(pictures, tmp_path, kind, prefix):
         with zipfile.ZipFile(path, "w") as archive:
             for file in pictures.rglob("*.png"):
                 archive.write(file, prefix + str(file.relative_to(pictures)))
-    data, folder = load_data(path), load_data(pictures)
+    data, folder = read_data(path), read_data(pictures)
     assert data.fingerprint == folder.fingerprint
     assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and folder.sha256 is None
 
 
 def test_the_fingerprint_notices_a_pixel_a_label_and_a_name(pictures):
-    before = load_data(pictures).fingerprint
-    assert load_data(pictures).fingerprint == before
+    before = read_data(pictures).fingerprint
+    assert read_data(pictures).fingerprint == before
     seen = {before}
     file = next((pictures / "train/red").iterdir())
     pixels = np.array(Image.open(file))
     pixels[3, 3, 1] ^= 1
     Image.fromarray(pixels).save(file)
-    seen.add(load_data(pictures).fingerprint)
+    seen.add(read_data(pictures).fingerprint)
     file.rename(pictures / "train/blue" / file.name)
-    seen.add(load_data(pictures).fingerprint)
+    seen.add(read_data(pictures).fingerprint)
     for split in ("train", "test"):
         (pictures / split / "green").rename(pictures / split / "gruen")
-    seen.add(load_data(pictures).fingerprint)
+    seen.add(read_data(pictures).fingerprint)
     assert len(seen) == 4
 
 
 def test_hidden_files_are_no_images(pictures):
-    before = load_data(pictures).fingerprint
+    before = read_data(pictures).fingerprint
     (pictures / "train/red/._red-000.png").write_bytes(b"what a Mac leaves in an archive")
-    data = load_data(pictures)
+    data = read_data(pictures)
     assert data.fingerprint == before and data.warnings == () and data.n_files == 72
 
 
@@ -79,18 +79,18 @@ def test_numbered_pictures_come_in_the_order_of_their_numbers(tmp_path):
         for number, name in enumerate(["b", "a", "b", "a"]):
             (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / split / name / f"{number * 9}.png")  # 9 after 0, 27
-    data = load_data(tmp_path)
+    data = read_data(tmp_path)
     assert data.images[:4, 0, 0, 0].tolist() == [0, 1, 2, 3] and data.labels.tolist() == [1, 0, 1, 0] * 2
 
 
 def test_jpegs_are_said_to_be_lossy(pictures):
     Image.new("RGB", (32, 32)).save(pictures / "train/red/photo.JPG")
-    assert load_data(pictures).encoding == "JPEG"
+    assert read_data(pictures).encoding == "JPEG"
 
 
 def test_other_sizes_and_modes_are_fitted(pictures):
     Image.new("L", (100, 60), 77).save(pictures / "train/red/gray.png")
-    data = load_data(pictures, size=16)
+    data = read_data(pictures, size=16)
     assert data.images.shape == (73, 16, 16, 3)
     assert (data.images == 77).all(axis=(1, 2, 3)).sum() == 1
 
@@ -98,22 +98,22 @@ def test_other_sizes_and_modes_are_fitted(pictures):
 def test_unreadable_and_foreign_files_are_named(pictures):
     (pictures / "train/red/notes.txt").write_text("x")
     (pictures / "train/red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    data = load_data(pictures)
+    data = read_data(pictures)
     assert data.n_train == 60
     assert "1 not an image file, passed over: train/red/notes.txt" in data.warnings
     assert any(line.startswith("1 unreadable, left out: train/red/broken.png (") for line in data.warnings)
 
 
 def test_without_a_test_folder_a_fixed_fifth_of_each_class_is_held_out(pictures):
-    whole = load_data(pictures)
+    whole = read_data(pictures)
     shutil.rmtree(pictures / "test")
-    data = load_data(pictures)
+    data = read_data(pictures)
     assert (data.n_train, data.n_test) == (48, 12)
     assert np.bincount(data.labels[48:]).tolist() == [4, 4, 4]
     held_out, rest = ({image.tobytes() for image in part} for part in (data.images[48:], data.images[:48]))
     assert held_out | rest == {image.tobytes() for image in whole.images[:60]} and not held_out & rest
     assert data.warnings == ("no images in test/: 12 of train/ are held out as the test split, always the same ones",)
-    assert load_data(pictures).fingerprint == data.fingerprint
+    assert read_data(pictures).fingerprint == data.fingerprint
 
 
 def damage(pictures, how):
@@ -157,18 +157,18 @@ def damage(pictures, how):
 def test_folders_that_will_not_do(pictures, how, words):
     damage(pictures, how)
     with pytest.raises(DataError, match=words):
-        load_data(pictures)
+        read_data(pictures)
 
 
 def test_files_that_are_no_data(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        load_data(tmp_path / "nothing")
+        read_data(tmp_path / "nothing")
     with pytest.raises(DataError, match="Did you mean 'digits'"):
-        load_data("digit")
+        read_data("digit")
     page = tmp_path / "cifar-10-python.tar.gz"
     page.write_text("<html>404</html>")
     with pytest.raises(DataError, match="neither a tar nor a zip"):
-        load_data(page)
+        read_data(page)
 
 
 @pytest.mark.parametrize("kind", ["tgz", "zip"])
@@ -178,7 +178,7 @@ def test_a_truncated_archive(pictures, tmp_path, kind):
     data = (tmp_path / whole).read_bytes()
     half.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="damaged"):
-        load_data(half)
+        read_data(half)
 
 
 def test_an_archive_writes_nothing_outside(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_an_archive_writes_nothing_outside(tmp_path, monkeypatch):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     with pytest.raises(DataError):
-        load_data(path)
+        read_data(path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["hostile.tgz"]
 
 
@@ -242,14 +242,14 @@ def small_cifar10(batches, tmp_path, monkeypatch):
 
 
 def test_batches_against_torchvisions_reading(batches, small_cifar10):
-    data = load_data(batches)
+    data = read_data(batches)
     for split, rows in (("train", slice(0, 50)), ("test", slice(50, 60))):
         oracle = CIFAR10(batches.parent, train=split == "train")
         assert np.array_equal(data.images[rows], oracle.data)
         assert data.labels[rows].tolist() == oracle.targets
         assert list(data.classes) == oracle.classes
     assert (data.n_train, data.n_test, data.encoding) == (50, 10, "lossless")
-    archive = load_data(small_cifar10)
+    archive = read_data(small_cifar10)
     assert archive.fingerprint == data.fingerprint and archive.sha256
 
 
@@ -258,10 +258,10 @@ def test_cifar10_is_fetched_from_the_mirror_named_once(batches, small_cifar10, w
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CIFAR10_MIRROR", web_server.address + "/small.tar.gz")
     monkeypatch.setattr(sources, "CIFAR10", archive_of(small_cifar10, mirrors=()))
-    data = load_data("cifar10")
-    assert data.source == "cifar10" and data.fingerprint == load_data(batches).fingerprint
+    data = read_data("cifar10")
+    assert data.source == "cifar10" and data.fingerprint == read_data(batches).fingerprint
     assert sources.cache_folder().is_relative_to(tmp_path)
-    load_data("cifar10")
+    read_data("cifar10")
     assert len(web_server.requests) == 1
 
 
@@ -269,10 +269,10 @@ def test_missing_and_damaged_batches(batches, tmp_path):
     copy = shutil.copytree(batches, tmp_path / "copy")
     (copy / "data_batch_3").unlink()
     with pytest.raises(DataError, match="data_batch_3 missing"):
-        load_data(copy)
+        read_data(copy)
     (copy / "data_batch_3").write_bytes((batches / "data_batch_3").read_bytes()[:1000])
     with pytest.raises(DataError, match="damaged"):
-        load_data(copy)
+        read_data(copy)
 
 
 class _Canary:
@@ -287,7 +287,7 @@ def test_a_hostile_batch_runs_nothing(batches, tmp_path):
     copy, canary = shutil.copytree(batches, tmp_path / "copy"), tmp_path / "canary"
     (copy / "data_batch_2").write_bytes(pickle.dumps({"data": _Canary(canary), "labels": []}))
     with pytest.raises(DataError, match="no part of a CIFAR batch"):
-        load_data(copy)
+        read_data(copy)
     assert not canary.exists()
 
 
@@ -297,7 +297,7 @@ def test_a_hostile_batch_runs_nothing(batches, tmp_path):
 def test_digits_against_scikit_learn():
     from sklearn.datasets import load_digits
 
-    data, digits = load_data("digits"), load_digits()
+    data, digits = read_data("digits"), load_digits()
     assert (len(data.images), data.n_train, data.n_test) == (1797, 1437, 360)
     assert data.images.shape[1:] == (32, 32, 3) and data.classes == tuple("0123456789")
     assert (data.images[..., 0] == data.images[..., 1]).all() and (data.images[..., 0] == data.images[..., 2]).all()
@@ -312,4 +312,4 @@ def test_digits_against_scikit_learn():
 
 
 def test_digits_are_always_divided_alike():
-    assert load_data("digits").fingerprint == load_data("digits").fingerprint
+    assert read_data("digits").fingerprint == read_data("digits").fingerprint
