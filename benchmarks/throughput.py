@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.artifacts import normalize
-from cifar_fastai.augment import augment
-from cifar_fastai.data import channel_stats
+from cifar_fastai.augment import Streams, augment
 from cifar_fastai.models import create_model
 from cifar_fastai.run import hardware, versions
 from cifar_fastai.sources import ImageData
@@ -43,8 +42,8 @@ class HandWritten:
     def __init__(self, data: ImageData, recipe, rows: list[int]):
         self.recipe, self.rows = recipe, torch.tensor(rows)
         self.images, self.labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-        self.mean, self.std = channel_stats(data)
-        self.generator = torch.Generator().manual_seed(0)
+        self.mean, self.std = data.channel_stats
+        self.streams = Streams(0)
         self.model = create_model(recipe.model, len(data.classes))
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         if recipe.optimizer == "adam":
@@ -59,7 +58,7 @@ class HandWritten:
         order = self.rows[torch.randperm(len(self.rows))]
         n_batches = len(order) // bs
         for batch in order[: n_batches * bs].split(bs):
-            x = augment(self.images[batch].permute(0, 3, 1, 2), self.recipe, self.generator)
+            x = augment(self.images[batch].permute(0, 3, 1, 2), self.recipe, self.streams)
             logits = self.model(normalize(x, self.mean, self.std))
             loss = F.cross_entropy(logits, self.labels[batch], label_smoothing=self.recipe.label_smoothing)
             loss.backward()

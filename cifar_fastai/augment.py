@@ -1,21 +1,27 @@
-"""Augmentation of whole batches of images, and the transforms of training and evaluation side by side.
+"""Augmentation of whole batches of images by chance, and the transforms of training and evaluation side by side.
 
-The geometry of one image is a 3 x 3 matrix, so flip, rotation, translation, zoom and perspective multiply into one
-and cost a single resampling. A recipe of flips and whole-pixel shifts alone needs no resampling and stays in uint8.
+All geometry of a recipe is one resampling; a recipe of flips, whole-pixel shifts and cutout alone needs none and stays
+in uint8. Every part draws from a random stream of its own, so that a seed repeats it whatever the other parts do.
 """
 
-import math
+import cifar_fastai.compat  # noqa: F401  before torchvision
 
+# isort: split
+import math
+import zlib
+
+import numpy as np
 import torch
 from fastai.data.transforms import Normalize
 from fastai.vision.core import TensorImage
 from fasttransform import Transform
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as torchvision_ops
 
+from cifar_fastai import imageops
 from cifar_fastai.recipes import Recipe
 
-GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (ITU-R 601-2)
+COLOURS = ("brightness", "contrast", "saturation")  # in the order in which they are applied
 
 
 def batch_transforms(recipe: Recipe, mean, std, seed: int) -> list[Transform]:
@@ -23,51 +29,53 @@ def batch_transforms(recipe: Recipe, mean, std, seed: int) -> list[Transform]:
 
     mean, std: of each channel, in units of the full range (0 to 1).
     """
-    return [Augment(recipe, seed), Normalize.from_stats(mean, std, cuda=False)]
+    return [Augment(recipe, seed, mean), Normalize.from_stats(mean, std, cuda=False)]
 
 
 class Augment(Transform):
     """Draws a fresh variation of every image of a training batch (N, 3, H, W) of values 0 to 255.
 
-    All randomness comes from a generator of its own, so that a seed repeats it whatever else draws numbers.
+    mean: the colour of cutout's squares, each channel 0 to 1. Where a batch has an attribute `rows`, the numbers of its
+    images, they and `epoch` decide the alternating flip.
     """
 
     split_idx = 0  # training only
     order = 5  # before IntToFloatTensor (10) and Normalize (99)
 
-    def __init__(self, recipe: Recipe, seed: int = 42):
-        self.recipe, self.seed = recipe, seed
-        self.generator = None
+    def __init__(self, recipe: Recipe, seed: int = 42, mean=(0.5, 0.5, 0.5)):
+        self.recipe, self.seed, self.mean = recipe, seed, mean
+        self.epoch = 0
+        self.streams = self.fill = None
 
     def __getstate__(self):
-        return {**self.__dict__, "generator": None}  # an export has no use for it
+        return {**self.__dict__, "streams": None, "fill": None}  # an export has no use for them
 
     def encodes(self, x: TensorImage):
         images = x.as_subclass(Tensor)  # a subclass costs Python code on every operation
-        if self.generator is None or self.generator.device != images.device:
-            self.generator = torch.Generator(images.device).manual_seed(self.seed)
-        return TensorImage(augment(images, self.recipe, self.generator))
+        if self.streams is None or self.streams.device != images.device:
+            self.streams = Streams(self.seed, images.device)
+            self.fill = torch.tensor(self.mean, device=images.device) * 255
+        rows = getattr(x, "rows", None)
+        return TensorImage(augment(images, self.recipe, self.streams, rows=rows, epoch=self.epoch, fill=self.fill))
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """`images` (N, 3, H, W), values 0 to 255, each varied as `recipe` says: uint8 if only pixels moved, else float32."""
-    draw = _Draw(len(images), generator)
-    if _resamples(recipe):
-        images = resample(images, random_matrices(images.shape, recipe, draw))
-    elif recipe.flip or recipe.crop_pad:
-        images = flip_and_shift(images, *random_moves(recipe, draw))
-    if recipe.brightness or recipe.contrast or recipe.saturation:
-        factors = (1 + draw.spread(amount) for amount in (recipe.brightness, recipe.contrast, recipe.saturation))
-        images = colour_jitter(images.float(), *factors)
-    return images
+class Streams:
+    """A random stream for each part of the augmentation, all from one seed."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+        self.seed, self.device = seed, torch.device(device)
+        self.generators: dict[str, torch.Generator] = {}
+
+    def draw(self, part: str, n: int, device=None) -> "Draw":
+        """Random numbers for one part and n images, on another device if one is named."""
+        if part not in self.generators:
+            seed = self.seed ^ zlib.crc32(part.encode())
+            self.generators[part] = torch.Generator(device or self.device).manual_seed(seed)
+        return Draw(n, self.generators[part])
 
 
-def _resamples(recipe: Recipe) -> bool:
-    return bool(recipe.rotate or recipe.translate or recipe.scale or recipe.perspective)
-
-
-class _Draw:
-    """Random numbers, one an image, shape (N,)."""
+class Draw:
+    """Random numbers for n images, shape (n,)."""
 
     def __init__(self, n: int, generator: torch.Generator):
         self.n, self.generator = n, generator
@@ -83,124 +91,154 @@ class _Draw:
     def coin(self) -> Tensor:
         return self.share() < 0.5
 
-    def pixels(self, most: int) -> Tensor:
-        """Whole numbers from -most to most."""
+    def whole(self, least: int, most: int) -> Tensor:
+        """Whole numbers from least to most."""
         shape, device = (self.n,), self.generator.device
-        return torch.randint(-most, most + 1, shape, generator=self.generator, device=device)
+        return torch.randint(least, most + 1, shape, generator=self.generator, device=device)
 
 
-# --- whole pixels ------------------------------------------------------------------------------------------------
+def augment(images: Tensor, recipe: Recipe, streams: Streams, *, rows=None, epoch=0, fill=None) -> Tensor:
+    """`images` (N, 3, H, W), values 0 to 255, each varied as `recipe` says: uint8 if only pixels moved, else float32.
+
+    rows: the numbers of the images (N,), for the alternating flip; fill: the colour of cutout (3,), 0 to 255, black by
+    default. mixup and CutMix, which change labels too, are the learner's part.
+    """
+    n, size = len(images), images.shape[-1]
+    trivial = TrivialAugment(streams.draw("trivial augment", n, "cpu")) if recipe.trivial_augment else None
+    if _resamples(recipe):
+        images = imageops.resample(images, random_matrices(recipe, streams, n, size, rows, epoch, trivial))
+    elif recipe.flip != "off" or recipe.crop_pad:
+        flips = random_flips(recipe, streams, n, rows, epoch)
+        images = imageops.flip_and_shift(images, flips, *random_shifts(recipe, streams, n))
+    if recipe.brightness or recipe.contrast or recipe.saturation:
+        factors = (1 + streams.draw(part, n).spread(getattr(recipe, part)) for part in COLOURS)
+        images = imageops.colour_jitter(images.float(), *factors)
+    if trivial:
+        images = trivial.colour(images)
+    if recipe.cutout:
+        draw, last = streams.draw("cutout", n), size - recipe.cutout
+        fill = torch.zeros(3, device=images.device) if fill is None else fill.round()
+        images = imageops.cutout(images, draw.whole(0, last), draw.whole(0, last), recipe.cutout, fill)
+    return images
 
 
-def random_moves(recipe: Recipe, draw: _Draw) -> tuple[Tensor, Tensor, Tensor]:
-    """For each image: whether it is mirrored, and its shift down and to the right in pixels."""
-    flips = draw.coin() if recipe.flip else torch.zeros(draw.n, dtype=torch.bool, device=draw.generator.device)
-    return flips, draw.pixels(recipe.crop_pad), draw.pixels(recipe.crop_pad)
+def _resamples(recipe: Recipe) -> bool:
+    return bool(recipe.rotate or recipe.translate or recipe.scale or recipe.perspective or recipe.trivial_augment)
 
 
-def flip_and_shift(images: Tensor, flips: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Mirror `images` (N, C, H, W) where `flips`, then shift each by whole pixels, the border reflected."""
-    n, channels, height, width = images.shape
-    rows = _reflect(torch.arange(height, device=images.device) - down[:, None], height)
-    columns = _reflect(torch.arange(width, device=images.device) - right[:, None], width)
-    columns = torch.where(flips[:, None], width - 1 - columns, columns)
-    places = (rows[:, :, None] * width + columns[:, None, :]).view(n, -1, 1).expand(-1, -1, channels)
-    pixels = images.permute(0, 2, 3, 1).reshape(n, height * width, channels)
-    return pixels.gather(1, places).view(n, height, width, channels).permute(0, 3, 1, 2)
+def random_flips(recipe: Recipe, streams: Streams, n: int, rows: Tensor | None, epoch: int) -> Tensor:
+    """Whether each image is mirrored (n,).
+
+    Alternating (Keller Jordan, https://arxiv.org/abs/2404.00498): by chance in the first epoch, and from then on the
+    other way round each time, so that two epochs show every image and its mirror image.
+    """
+    if recipe.flip == "off":
+        return torch.zeros(n, dtype=torch.bool, device=streams.device)
+    if recipe.flip == "alternating" and rows is not None:
+        return _coin_of(rows, streams.seed) ^ bool(epoch % 2)
+    return streams.draw("flip", n).coin()
 
 
-def _reflect(index: Tensor, length: int) -> Tensor:
-    """Indices beyond either end folded back, the border pixel not repeated."""
-    return (length - 1) - ((length - 1) - index.abs()).abs()
+def _coin_of(rows: Tensor, seed: int) -> Tensor:
+    """A fair coin for each row number, always the same for a seed: the mixing steps of splitmix64 (G. Steele, 2014)."""
+    mixed = rows * 0x1E3779B97F4A7C15 + seed  # int64 arithmetic wraps
+    mixed = (mixed ^ (mixed >> 30)) * 0x3F58476D1CE4E5B9
+    mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
+    return ((mixed >> 31) & 1).bool()
 
 
-# --- any geometry ------------------------------------------------------------------------------------------------
+def random_shifts(recipe: Recipe, streams: Streams, n: int) -> tuple[Tensor, Tensor]:
+    """How far each image moves down and to the right, in whole pixels."""
+    draw = streams.draw("shift", n)
+    return draw.whole(-recipe.crop_pad, recipe.crop_pad), draw.whole(-recipe.crop_pad, recipe.crop_pad)
 
 
-def random_matrices(shape, recipe: Recipe, draw: _Draw) -> Tensor:
-    """(N, 3, 3) matrices from output to input coordinates, -1 to 1 from edge to edge."""
-    height, width = shape[-2:]
-    matrices = _identities(draw.n, draw.generator.device)
+def random_matrices(recipe: Recipe, streams: Streams, n: int, size: int, rows=None, epoch=0, trivial=None) -> Tensor:
+    """(N, 3, 3) matrices from output to input coordinates, -1 to 1 from edge to edge.
+
+    What happens first to an image stands leftmost in the product: flip, affine, perspective, trivial augment.
+    """
+    matrices = trivial.geometry(size).to(streams.device) if trivial else imageops.identities(n, streams.device)
     if recipe.perspective:
-        inwards = draw.share(4, 2) * recipe.perspective
-        matrices = perspective_matrices(inwards) @ matrices
+        inwards = streams.draw("perspective", n).share(4, 2) * recipe.perspective
+        matrices = imageops.perspective_matrices(inwards) @ matrices
     if recipe.rotate or recipe.translate or recipe.scale or recipe.crop_pad:
-        angle = draw.spread(math.radians(recipe.rotate))
-        zoom = 1 + draw.spread(recipe.scale)
-        right = 2 * (draw.spread(recipe.translate) + draw.pixels(recipe.crop_pad) / width)
-        down = 2 * (draw.spread(recipe.translate) + draw.pixels(recipe.crop_pad) / height)
-        matrices = affine_matrices(angle, zoom, right, down) @ matrices
-    if recipe.flip:
-        matrices = mirror_matrices(draw.coin()) @ matrices
+        angle = streams.draw("rotate", n).spread(math.radians(recipe.rotate))
+        zoom = 1 + streams.draw("scale", n).spread(recipe.scale)
+        moves, (down, right) = streams.draw("translate", n), random_shifts(recipe, streams, n)
+        right = 2 * (moves.spread(recipe.translate) + right / size)
+        down = 2 * (moves.spread(recipe.translate) + down / size)
+        matrices = imageops.affine_matrices(angle, zoom, right, down) @ matrices
+    if recipe.flip != "off":
+        matrices = imageops.mirror_matrices(random_flips(recipe, streams, n, rows, epoch)) @ matrices
     return matrices
 
 
-def _identities(n: int, device) -> Tensor:
-    return torch.eye(3, device=device).repeat(n, 1, 1)
+def mix(images: Tensor, recipe: Recipe, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Each float image (N, 3, H, W) with some of another: the mixtures, each one's other image (N,), the share that stays.
 
-
-def mirror_matrices(flips: Tensor) -> Tensor:
-    """(N, 3, 3) matrices that mirror left and right where `flips` (N,)."""
-    matrices = _identities(len(flips), flips.device)
-    matrices[:, 0, 0] = 1 - 2 * flips.float()
-    return matrices
-
-
-def affine_matrices(angle: Tensor, zoom: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """The input coordinates of an image rotated by `angle` (radians, counter-clockwise), enlarged `zoom` times and
-    then moved by `right` and `down` (in half sides). Each argument (N,); returns (N, 3, 3)."""
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    matrices = _identities(len(angle), angle.device)
-    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 0, 2] = cos, -sin, -cos * right + sin * down
-    matrices[:, 1, 0], matrices[:, 1, 1], matrices[:, 1, 2] = sin, cos, -sin * right - cos * down
-    return matrices
-
-
-def perspective_matrices(inwards: Tensor) -> Tensor:
-    """The input coordinates of images whose corners were moved towards the centre.
-
-    inwards: (N, 4, 2), how far each corner (top left, top right, bottom right, bottom left) moves along x and y,
-    in half sides. Returns (N, 3, 3). Closed form for a square's image: P. Heckbert, Fundamentals of Texture Mapping
-    and Image Warping, 1989, section 2.2.3.
+    mixup (H. Zhang et al., https://arxiv.org/abs/1710.09412) blends the two, CutMix (S. Yun et al.,
+    https://arxiv.org/abs/1905.04899) pastes a rectangle of the other. The share is drawn for each image from Beta(a, a),
+    a being the recipe's `mixup` or `cutmix`; with both, the batch takes either.
     """
-    signs = inwards.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    corners = signs * (1 - inwards)
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (corner.unbind(-1) for corner in corners.unbind(1))
-    dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
-    dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
-    determinant = dx1 * dy2 - dx2 * dy1
-    g, h = (dx3 * dy2 - dx2 * dy3) / determinant, (dx1 * dy3 - dx3 * dy1) / determinant
-    rows = (x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1, y3 - y0 + h * y3, y0, g, h, torch.ones_like(g))
-    from_unit_square = torch.stack(rows, dim=-1).view(-1, 3, 3)
-    to_unit_square = inwards.new_tensor([[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
-    return torch.linalg.inv(from_unit_square @ to_unit_square)
+    n, device = len(images), images.device
+    blends = recipe.mixup and (not recipe.cutmix or random.random() < 0.5)
+    alpha = recipe.mixup if blends else recipe.cutmix
+    drawn = np.stack([random.beta(alpha, alpha, n), random.random(n), random.random(n)])
+    share, y, x = torch.from_numpy(drawn).to(device, torch.float32)
+    others = torch.from_numpy(random.permutation(n)).to(device)
+    if blends:
+        return imageops.blend(images, images[others], share), others, share
+    mixtures, share = imageops.paste(images, images[others], share, y, x)
+    return mixtures, others, share
 
 
-def resample(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear samples of `images` (N, C, H, W) where `matrices` (N, 3, 3) say, reflected at the border; float32."""
-    n, _, height, width = images.shape
-    y = (torch.arange(height, device=images.device) * 2 + 1) / height - 1
-    x = (torch.arange(width, device=images.device) * 2 + 1) / width - 1
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
-    places = points @ matrices.transpose(1, 2)
-    grid = (places[..., :2] / places[..., 2:]).view(n, height, width, 2)
-    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+class TrivialAugment:
+    """One of 14 operations for each image, of one of 31 strengths: S. Müller and F. Hutter, https://arxiv.org/abs/2103.10158.
 
-
-# --- colour ------------------------------------------------------------------------------------------------------
-
-
-def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation, each by a factor an image (N,), as torchvision defines them.
-
-    images: float (N, 3, H, W), values 0 to 255, and so the result.
+    Operations and strengths are those of torchvision's TrivialAugmentWide, which gives a whole batch the same one. What
+    comes in from beyond the border is the image reflected, where torchvision has black. All is drawn on the CPU, which
+    has to know what to do; only the amounts go to the images' device.
     """
-    brightness, contrast, saturation = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation))
-    images = (images * brightness).clamp_(0, 255)
-    images = torch.lerp(_gray(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp_(0, 255)
-    return torch.lerp(_gray(images), images, saturation).clamp_(0, 255)
 
+    OPERATIONS = (
+        "identity", "shear x", "shear y", "translate x", "translate y", "rotate", "brightness", "contrast", "saturation",
+        "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+    )  # fmt: skip
+    LEVELS = 31
 
-def _gray(images: Tensor) -> Tensor:
-    return sum(weight * images[:, channel : channel + 1] for channel, weight in enumerate(GRAY))
+    def __init__(self, draw: Draw):
+        self.operation = draw.whole(0, len(self.OPERATIONS) - 1)
+        self.strength = draw.whole(0, self.LEVELS - 1) / (self.LEVELS - 1)  # 0 to 1
+        self.signed = torch.where(draw.coin(), self.strength, -self.strength)
+
+    def _amount(self, operation: str, most: float) -> Tensor:
+        """-most to most for the images that get this operation, 0 for the others."""
+        return torch.where(self.operation == self.OPERATIONS.index(operation), self.signed * most, 0.0)
+
+    def geometry(self, size: int) -> Tensor:
+        """(N, 3, 3) matrices as for `resample`, on the CPU."""
+        right, down = (torch.trunc(self._amount(f"translate {axis}", 32.0)) * 2 / size for axis in "xy")
+        angle, zoom = torch.deg2rad(self._amount("rotate", 135.0)), torch.ones(len(self.operation))
+        affine = imageops.affine_matrices(angle, zoom, right, down)
+        return affine @ imageops.shear_matrices(self._amount("shear x", 0.99), self._amount("shear y", 0.99))
+
+    def colour(self, images: Tensor) -> Tensor:
+        """`images`, float and changed in place, after each one's operation if that is one of colour."""
+        factors = torch.stack([1 + self._amount(name, 0.99) for name in COLOURS])
+        self._apply(images, (factors != 1).any(dim=0), imageops.colour_jitter, *factors)
+        self._apply(images, self._got("sharpness"), imageops.sharpen, 1 + self.signed * 0.99)
+        self._apply(images, self._got("posterize"), imageops.posterize, (8 - self.strength * 6).round())
+        self._apply(images, self._got("solarize"), imageops.solarize, (1 - self.strength) * 255)
+        self._apply(images, self._got("autocontrast"), lambda some: torchvision_ops.autocontrast(some / 255) * 255)
+        self._apply(images, self._got("equalize"), lambda some: torchvision_ops.equalize(some.round().byte()).float())
+        return images
+
+    def _got(self, operation: str) -> Tensor:
+        return self.operation == self.OPERATIONS.index(operation)
+
+    def _apply(self, images: Tensor, which: Tensor, function, *amounts: Tensor) -> None:
+        places = which.nonzero().squeeze(1)
+        if len(places):
+            on_device = places.to(images.device)
+            images[on_device] = function(images[on_device], *(amount[places].to(images.device) for amount in amounts))

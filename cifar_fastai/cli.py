@@ -9,8 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from cifar_fastai.errors import ExportWarning, UserError
-from cifar_fastai.recipes import MAX_VALID_PCT, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
+from cifar_fastai.errors import DataError, ExportWarning, UserError
+from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
 
 
 def main(command: str | None = None, argv: list[str] | None = None) -> int:
@@ -82,14 +82,9 @@ def _add_train_arguments(parser):
     add = parser.add_argument
     recipe = argparse.SUPPRESS  # the default is the recipe's own value, which the help text says
     add("--epochs", type=int, default=30, metavar="N", help="length of the one-cycle schedule, in epochs")
-    add(
-        "--data",
-        default=os.environ.get("CIFAR10_DATA") or "cifar10",
-        metavar="SOURCE",
-        help="cifar10 (downloaded once), digits (no network), a folder or .tgz or .zip of train/<class>/* and "
-        "test/<class>/*, cifar-10-python.tar.gz or its extracted folder; $CIFAR10_DATA changes the default",
-    )
+    _add_data_argument(parser)
     add("--recipe", default="auto", metavar="NAME", help="a named set of everything below; 'help' lists them")
+    _add_size_argument(parser)
     add("--model", default=recipe, metavar="NAME", help="small or base (default: the recipe's)")
     add(
         "--valid-pct",
@@ -120,10 +115,25 @@ def _add_train_arguments(parser):
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
 
 
+def _add_data_argument(parser):
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("CIFAR10_DATA") or "cifar10",
+        metavar="SOURCE",
+        help="cifar10 (downloaded once), digits (no network), a folder or .tgz or .zip of train/<class>/* and "
+        "test/<class>/*, cifar-10-python.tar.gz or its extracted folder; $CIFAR10_DATA changes the default",
+    )
+
+
+def _add_size_argument(parser):
+    text = f"side of the images in pixels, {MIN_SIZE} to {MAX_SIZE}; they are cut to a square and resized"
+    parser.add_argument("--size", type=int, default=32, metavar="N", help=text)
+
+
 def _train(options) -> int:
     if options.recipe == "help":
         return _list_recipes()
-    fields = ("epochs", "model", "valid_pct", "bs", "lr", "wd", "patience")
+    fields = ("epochs", "size", "model", "valid_pct", "bs", "lr", "wd", "patience")
     overrides = {field: getattr(options, field) for field in fields if hasattr(options, field)}
     name = options.recipe
     get_recipe("classic-adam" if name == "auto" else name, **overrides)  # a wrong value fails before the slow imports
@@ -253,8 +263,38 @@ def _serve(options) -> int:
     return 0
 
 
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def _add_data_arguments(parser):
+    add = parser.add_argument
+    add("--verify", action="store_true", help="read everything that is kept and check its digests")
+    add("--show", metavar="RECIPE", help="write a picture of what this recipe's augmentation makes of some images")
+    _add_data_argument(parser)
+    _add_size_argument(parser)
+
+
+def _data(options) -> int:
+    if options.show:
+        recipe = get_recipe(options.show, size=options.size)
+        from cifar_fastai.contactsheet import write_contact_sheet
+
+        print(write_contact_sheet(options.data, recipe, Path(f"augmentation-{recipe.name}.png")))
+        return 0
+    from cifar_fastai.cache import cache_entries, cache_folder
+
+    entries = cache_entries(options.verify)
+    print(f"kept in {cache_folder()}: {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
+    for entry in entries:
+        verdict = (entry.damage and f"DAMAGED: {entry.damage}") or ((options.verify and "whole") or "")
+        print(f"  {entry.bytes / 1e6:>8,.1f} MB  {entry.path.name}  {entry.about}  {verdict}".rstrip())
+    print(f"--data is {options.data} where nothing else is said")
+    return DataError.exit_code if any(entry.damage for entry in entries) else 0
+
+
 COMMANDS = {
     "train": (_train, _add_train_arguments, "Train a classifier, evaluate it and export it."),
     "predict": (_predict, _add_predict_arguments, "Say what is in pictures: path, class, confidence."),
     "serve": (_serve, _add_serve_arguments, "Serve an export as a web page with Gradio."),
+    "data": (_data, _add_data_arguments, "Show where data is kept and how large it is; check it; show an augmentation."),
 }

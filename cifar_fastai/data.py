@@ -27,10 +27,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from cifar_fastai.augment import batch_transforms
+from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.images import decode_image, fit_image
 from cifar_fastai.recipes import MIN_VALID_PCT, Recipe
-from cifar_fastai.sources import ImageData, load_data
+from cifar_fastai.sources import ImageData
 
 EVAL_BATCH = 500
 
@@ -98,16 +99,22 @@ class BatchDL(TfmdDL):
     def __init__(self, dataset=None, bs=64, num_workers=0, **kwargs):
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
 
+    @property
+    def items(self) -> list:
+        """As a list, since fastai's Interpretation cannot pick from an array."""
+        return list(self.dataset.items)
+
     def create_batches(self, samps):
         if not self._items_are_rows():
             yield from super().create_batches(samps)
             return
         getters = [pipeline.tfms.fs[0] for pipeline in self.dataset.tls]
         images, labels = getters[0].tensors(self.device)
-        rows = torch.tensor(list(self.dataset.items), device=self.device)
+        rows = torch.as_tensor(self.dataset.items, device=self.device)
         for places in chunked(samps, self.bs, self.drop_last):
             batch = rows[places]
             x = TensorImage(images[batch].permute(0, 3, 1, 2))
+            x.rows = batch  # for Augment
             yield (x, TensorCategory(labels[batch])) if len(getters) > 1 else (x,)
 
     def _items_are_rows(self) -> bool:
@@ -135,11 +142,11 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     training images, drawn class by class. The seed fixes subset, division, order and augmentation. Raises DataError
     and UserError.
     """
-    data = load_data(source)
+    data = load_data(source, recipe.size)
     rows = _training_rows(data, subset, seed)
     n_valid = math.ceil(len(rows) * recipe.valid_pct)
     splitter = TrainTestSplitter(n_valid, random_state=seed, stratify=data.labels[rows])
-    batch_tfms = batch_transforms(recipe, *channel_stats(data), seed)
+    batch_tfms = batch_transforms(recipe, *data.channel_stats, seed)
     try:
         dls = data_block(data, splitter, batch_tfms).dataloaders(
             rows, bs=min(recipe.bs, len(rows) - n_valid), val_bs=EVAL_BATCH, device=device
@@ -147,7 +154,7 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     except ValueError as error:  # scikit-learn's: a class of one image, or fewer validation images than classes
         raise DataError(f"{data.source}: too few training images to hold out {n_valid} for validation: {error}") from None
     dls.train.rng = random.Random(seed)
-    dls.test = dls.test_dl(range(data.n_train, len(data.images)), with_labels=True)
+    dls.test = dls.test_dl(np.arange(data.n_train, len(data.images)), with_labels=True)
     dls.data = data
     return dls
 
@@ -159,26 +166,14 @@ def inference_dataloaders(classes: tuple[str, ...], size: int, mean, std) -> Dat
     return data_block(blank, IndexSplitter([1]), [normalize]).dataloaders([0, 1], bs=1, device="cpu").new_empty()
 
 
-def channel_stats(data: ImageData) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of red, green and blue over the training split, in units of the full range."""
-    counts = np.zeros((3, 256))
-    for block in np.array_split(data.images[: data.n_train], math.ceil(data.n_train / 1000)):
-        for channel in range(3):  # by blocks: bincount widens what it is given to 64 bits
-            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    values = np.arange(256) / 255
-    means = shares @ values
-    variances = shares @ values**2 - means**2
-    return means.tolist(), np.sqrt(np.maximum(variances, 1 / 255**2)).tolist()
-
-
-def _training_rows(data: ImageData, subset: int | None, seed: int) -> list[int]:
+def _training_rows(data: ImageData, subset: int | None, seed: int) -> np.ndarray:
+    # An array, since fastai divides a list item by item, which takes longer than the first batch.
     if subset is None or subset == data.n_train:
-        return list(range(data.n_train))
+        return np.arange(data.n_train)
     least = math.ceil(len(data.classes) / MIN_VALID_PCT)  # so that every class finds a place in the validation split
     if not least <= subset <= data.n_train:
         raise UserError(f"subset must lie between {least} and the {data.n_train} training images, not {subset}.")
     rows, _ = train_test_split(
-        range(data.n_train), train_size=subset, stratify=data.labels[: data.n_train], random_state=seed
+        np.arange(data.n_train), train_size=subset, stratify=data.labels[: data.n_train], random_state=seed
     )
-    return sorted(rows)
+    return np.sort(rows)

@@ -93,6 +93,23 @@ def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int
     return figure
 
 
+def contact_sheet(columns: list[np.ndarray], names: list[str], title: str) -> Figure:
+    """uint8 images (N, H, W, 3) in columns, image by image in rows with a name before each."""
+    gap = max(1, columns[0].shape[1] // 16)
+    framed = [np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for images in columns]
+    n_rows, side = framed[0].shape[:2]
+    sheet = np.concatenate([images.reshape(n_rows * side, side, 3) for images in framed], axis=1)
+    figure = Figure(figsize=(0.9 * len(columns) + 1.5, 0.9 * n_rows + 0.8), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_yticks([(row + 0.5) * side for row in range(n_rows)], names)
+    axes.set_xticks([(column + 0.5) * side for column in range(len(columns))], ["as it is", *range(1, len(columns))])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
 def _plain(axes):
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -3,8 +3,10 @@
 from functools import partial
 
 import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle and lr_find
+import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -13,6 +15,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
+from cifar_fastai.augment import Augment, mix
 from cifar_fastai.errors import UserError
 from cifar_fastai.models import MODELS, WhitenedNet, create_model
 from cifar_fastai.recipes import Recipe, nearest
@@ -40,7 +43,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
         lr=[recipe.lr * recipe.bias_lr_factor, recipe.lr] if recipe.bias_lr_factor != 1 else recipe.lr,
         moms=recipe.moms,
         metrics=accuracy,
-        cbs=[*_recipe_callbacks(recipe)],
+        cbs=_recipe_callbacks(recipe, seed),
     )
 
 
@@ -86,8 +89,12 @@ def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
     return OptimWrapper(opt=torch.optim.SGD(groups, momentum=recipe.moms[0], nesterov=True))
 
 
-def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
+def _recipe_callbacks(recipe: Recipe, seed: int | None) -> list[Callback]:
     callbacks = []
+    if recipe.flip == "alternating":
+        callbacks.append(AlternateFlips())
+    if recipe.mixup or recipe.cutmix:
+        callbacks.append(MixImages(recipe, seed or 0))
     if recipe.lookahead_steps:
         callbacks.append(Lookahead(recipe.lookahead_steps))
     if recipe.whiten_bias_epochs:
@@ -98,14 +105,13 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
 class Lookahead(Callback):
     """Every `steps` steps, moves slow copies of the weights towards the fast ones and sets the fast ones to them.
 
-    The slow copies keep a share of 0.95^steps * (t / T)^3 of themselves, t of T steps being done; after the last step
-    the network is given the slow copies. M. Zhang et al., https://arxiv.org/abs/1907.08610; the growing share is
-    airbench94's.
+    The slow copies keep a share of decay * (t / T)^3 of themselves, t of T steps being done; after the last step the
+    network is given the slow copies. M. Zhang et al., https://arxiv.org/abs/1907.08610; the growing share is airbench94's.
     """
 
     order = 30  # after MixedPrecision, before Recorder
 
-    def __init__(self, steps: int, decay: float = 0.95):
+    def __init__(self, steps: int, decay: float = 0.95**5):
         self.steps, self.decay = steps, decay
 
     def before_fit(self):
@@ -116,7 +122,7 @@ class Lookahead(Callback):
     def after_batch(self):
         if self.training and (self.train_iter + 1) % self.steps == 0:
             done = self.train_iter / (self.n_epoch * len(self.dls.train))
-            share = self.decay**self.steps * done**3
+            share = self.decay * done**3
             torch._foreach_lerp_(self.slow, self._weights(), 1 - share)
             torch._foreach_copy_(self._weights(), self.slow)
 
@@ -129,6 +135,33 @@ class Lookahead(Callback):
 
     def _weights(self):
         return [value for value in self.model.state_dict().values() if value.is_floating_point()]
+
+
+class AlternateFlips(Callback):
+    """Tells the augmentation which epoch it is, on which the alternating flip depends."""
+
+    def before_train(self):
+        for tfm in self.dls.train.after_batch.fs:
+            if isinstance(tfm, Augment):
+                tfm.epoch = self.epoch
+
+
+class MixImages(MixHandler):
+    """mixup and CutMix (see `augment.mix`): mixes each training image with another of its batch, and the loss likewise.
+
+    fastai's own two callbacks draw from the global generator, and its CutMix writes into the batch.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int):
+        self.recipe, self.seed = recipe, seed
+
+    def before_fit(self):
+        self.random = np.random.default_rng(self.seed)
+
+    def before_batch(self):
+        mixtures, others, self.lam = mix(self.x.as_subclass(torch.Tensor), self.recipe, self.random)
+        self.learn.xb = (mixtures,)
+        self.yb1 = tuple(labels[others] for labels in self.yb)  # MixHandler gives yb the share lam and yb1 the rest
 
 
 class FreezeWhitening(Callback):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from cifar_fastai.artifacts import write_export
+from cifar_fastai.cache import load_data
 from cifar_fastai.data import dataloaders
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import evaluate
@@ -21,7 +22,6 @@ from cifar_fastai.learner import check_model, create_learner
 from cifar_fastai.models import count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
-from cifar_fastai.sources import load_data
 from cifar_fastai.training import Training, train
 
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
@@ -56,7 +56,7 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds."""
     check_model(recipe.model)  # before the data, which can take long
     started = time.time()
-    data = load_data(options.source)
+    data = load_data(options.source, recipe.size)
     dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
     learn = create_learner(dls, recipe, seed=options.seed)
     name = options.name or f"{recipe.name}-{_as_name(data.source)}"

@@ -7,9 +7,9 @@ from fasttransform import Transform
 from torch import Tensor
 
 from cifar_fastai import dataloaders, get_recipe
-from cifar_fastai.data import channel_stats
+from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError, UserError
-from cifar_fastai.sources import ImageData, load_data
+from cifar_fastai.sources import ImageData
 
 RECIPE = get_recipe("classic-adam", bs=64)
 
@@ -77,7 +77,7 @@ def test_channel_stats_against_numpy():
     images = random.integers(0, 200, (1503, 16, 16, 3), dtype=np.uint8) * np.array([1, 0.5, 0], dtype=np.float32)
     data = ImageData("r", images.astype(np.uint8), np.zeros(1503, np.int64), ("a", "b"), 1500, "lossless")
     train = images.astype(np.uint8)[:1500] / 255
-    means, stds = channel_stats(data)
+    means, stds = data.channel_stats
     assert means == pytest.approx(train.mean(axis=(0, 1, 2)).tolist(), abs=1e-9)
     assert stds[:2] == pytest.approx(train.std(axis=(0, 1, 2)).tolist()[:2], abs=1e-6)
     assert stds[2] == pytest.approx(1 / 255)  # a channel without contrast is not divided by zero
@@ -90,7 +90,7 @@ def test_evaluation_batches_are_the_images_normalised_in_order(dls, data):
     for dl in (dls.valid, dls.test):
         rows = rows_of(dl)
         x, y = (torch.cat(parts) for parts in zip(*batches(dl), strict=True))
-        mean, std = (np.float32(stat) for stat in channel_stats(data))
+        mean, std = (np.float32(stat) for stat in data.channel_stats)
         expected = ((data.images[rows].astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
         assert np.abs(x.numpy() - expected).max() < 1e-5
         assert y.tolist() == data.labels[rows].tolist()
@@ -111,7 +111,7 @@ def test_training_batches_repeat_by_seed_whatever_else_draws_numbers(data):
 
 
 def test_an_epoch_shows_every_training_image_once_in_full_batches(data):
-    dls = dataloaders(data, get_recipe("classic-adam", bs=64, flip=False, rotate=0.0))
+    dls = dataloaders(data, get_recipe("classic-adam", bs=64, flip="off", rotate=0.0))
     shown = batches(dls.train)
     assert {len(x) for x, _ in shown} == {64} and len(shown) == len(dls.train_ds) // 64
     hashes = [image.numpy().tobytes() for x, _ in shown for image in x]

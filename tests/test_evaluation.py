@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from cifar_fastai import Classifier
+from cifar_fastai.cache import load_data
 from cifar_fastai.evaluation import Interpretation, Predictions
-from cifar_fastai.sources import load_data
 
 PICTURES = ("loss_curve", "lr_schedule", "confusion_matrix", "per_class_accuracy", "top_losses", "samples")
 METRICS = (

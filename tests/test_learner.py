@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from cifar_fastai import create_learner, dataloaders, fit, get_recipe
+from cifar_fastai.cache import load_data
 from cifar_fastai.errors import UserError
 from cifar_fastai.learner import Lookahead
-from cifar_fastai.sources import load_data
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import call
 from PIL import Image
 
 from cifar_fastai import dataloaders, get_recipe
-from cifar_fastai.sources import load_data
+from cifar_fastai.cache import load_data
 
 SOURCE = os.environ.get("CIFAR10_DATA")
 pytestmark = [pytest.mark.real_data, pytest.mark.skipif(not SOURCE, reason="CIFAR10_DATA is not set")]
@@ -44,9 +44,7 @@ def test_pixels_against_reading_the_archive_by_hand(cifar):
 def test_the_statistics_are_the_ones_fastai_knows(cifar):
     from fastai.vision.core import cifar_stats
 
-    from cifar_fastai.data import channel_stats
-
-    for ours, known in zip(channel_stats(cifar), cifar_stats, strict=True):
+    for ours, known in zip(cifar.channel_stats, cifar_stats, strict=True):
         assert ours == pytest.approx(list(known), abs=0.01)  # a lossy copy differs a little
 
 

@@ -16,7 +16,7 @@ def test_recipes_are_frozen_and_overridden_by_name():
 
 def test_the_originals_recipes():
     adam, sgd = get_recipe("classic-adam"), get_recipe("classic-sgd")
-    assert (adam.optimizer, adam.lr, adam.valid_pct, adam.flip, adam.rotate > 0) == ("adam", 1e-3, 0.2, True, True)
+    assert (adam.optimizer, adam.lr, adam.valid_pct, adam.flip, adam.rotate > 0) == ("adam", 1e-3, 0.2, "random", True)
     assert (sgd.optimizer, sgd.valid_pct) == ("sgd", 0.1)
     assert all((sgd.translate, sgd.scale, sgd.perspective, sgd.brightness, sgd.contrast, sgd.saturation))
 
@@ -46,6 +46,13 @@ def test_valid_pct_inside_its_range(valid_pct):
         ("lr", float("inf"), "positive"),
         ("wd", -0.1, "positive"),
         ("optimizer", "adma", "'adam' or 'sgd'"),
+        ("size", 16, "between 32 and 128"),
+        ("size", 256, "between 32 and 128"),
+        ("flip", "sometimes", "random, alternating, off"),
+        ("rotate", -1.0, "rotate must lie between 0 and 180"),
+        ("scale", 1.0, "scale must lie between 0 and 0.9"),
+        ("cutout", 64, "cutout must lie between 0 and 32"),
+        ("mixup", float("nan"), "mixup must lie between"),
     ],
 )
 def test_values_out_of_range(field, value, words):

@@ -9,7 +9,7 @@ from conftest import ROOT, call
 
 from cifar_fastai import Classifier
 from cifar_fastai.artifacts import load_export
-from cifar_fastai.sources import load_data
+from cifar_fastai.cache import load_data
 
 EXPORT = ROOT / "exports" / "cifar10"
 RUNS = {path.parent.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*/metrics.json")}

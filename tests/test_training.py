@@ -69,7 +69,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(tmp_path):
 
 def test_early_stopping_ends_after_patience_and_says_so(tmp_path):
     stream = io.StringIO()
-    learn, recipe, folder = start(tmp_path, random_data(), epochs=30, patience=3, lr=0.01, flip=False, rotate=0.0)
+    learn, recipe, folder = start(tmp_path, random_data(), epochs=30, patience=3, lr=0.01, flip="off", rotate=0.0)
     training = train(learn, recipe, folder, stream)
     assert len(training.history) == training.best_epoch + 3 < 30
     assert "stopped: no lower validation loss for 3 epochs" in stream.getvalue()

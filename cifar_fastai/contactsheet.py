@@ -1,0 +1,41 @@
+"""A picture of what a recipe's augmentation does."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cifar_fastai import figures
+from cifar_fastai.augment import Streams, augment, mix
+from cifar_fastai.cache import load_data
+from cifar_fastai.recipes import Recipe
+from cifar_fastai.sources import ImageData
+
+MAX_ROWS, VARIATIONS = 10, 11
+
+
+def write_contact_sheet(source, recipe: Recipe, path: Path, seed: int = 42) -> Path:
+    """A training image of each class (of the first ten), as it is and as it comes out of the augmentation eleven times."""
+    data = load_data(source, recipe.size)
+    rows = _first_of_each_class(data)
+    images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2)
+    columns = [images, *_variations(images, torch.tensor(rows), data, recipe, seed)]
+    columns = [images.round().byte().permute(0, 2, 3, 1).numpy() for images in columns]
+    title = f"Recipe {recipe.name}: training images and what its augmentation makes of them"
+    names = [data.classes[data.labels[row]] for row in rows]
+    figures.contact_sheet(columns, names, title).savefig(path, dpi=120)
+    return path
+
+
+def _first_of_each_class(data: ImageData) -> list[int]:
+    labels = data.labels[: data.n_train]
+    return [int(np.argmax(labels == number)) for number in range(min(len(data.classes), MAX_ROWS))]
+
+
+def _variations(images: torch.Tensor, rows: torch.Tensor, data: ImageData, recipe: Recipe, seed: int):
+    """One batch after the other, each as if in a new epoch."""
+    streams, random = Streams(seed), np.random.default_rng(seed)
+    fill = torch.tensor(data.channel_stats[0]) * 255
+    for epoch in range(VARIATIONS):
+        varied = augment(images, recipe, streams, rows=rows, epoch=epoch, fill=fill)
+        yield mix(varied.float(), recipe, random)[0] if recipe.mixup or recipe.cutmix else varied
