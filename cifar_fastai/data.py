@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import IndexSplitter, Normalize, ToTensor, TrainTestSplitter
+from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, TrainTestSplitter
 from fastai.torch_core import TensorCategory
 from fastai.vision.core import PILImage, TensorImage
 from fastai.vision.data import ImageBlock
@@ -26,7 +26,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from cifar_fastai.augment import batch_transforms
+from cifar_fastai.augment import Augment, batch_transforms
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.images import decode_image, fit_image
@@ -89,6 +89,24 @@ class LabelOfRow(_Row):
         return self.data.classes[self.data.labels[row]]
 
 
+class RowLabels(TensorCategory):
+    """The labels of a batch of rows.
+
+    A type of their own, so that the batch transforms can be told to leave them alone: where fasttransform finds no method
+    for a type it raises and catches an error, whose traceback keeps the batch in memory until the garbage collector comes.
+    """
+
+
+def _leave_labels_alone(transform):
+    @transform
+    def encodes(self, x: RowLabels):
+        return x
+
+
+for _transform in (Augment, IntToFloatTensor, Normalize):
+    _leave_labels_alone(_transform)
+
+
 class BatchDL(TfmdDL):
     """Slices whole batches out of one uint8 tensor where its items are rows, and is a plain TfmdDL where not.
 
@@ -115,7 +133,7 @@ class BatchDL(TfmdDL):
             batch = rows[places]
             x = TensorImage(images[batch].permute(0, 3, 1, 2))
             x.rows = batch  # for Augment
-            yield (x, TensorCategory(labels[batch])) if len(getters) > 1 else (x,)
+            yield (x, RowLabels(labels[batch])) if len(getters) > 1 else (x,)
 
     def _items_are_rows(self) -> bool:
         untouched = all(isinstance(tfm, (FitImage, ToTensor)) for tfm in self.after_item.fs) and not self.before_batch.fs

@@ -44,9 +44,7 @@ class Recipe:
     brightness: float = 0.0  # factor 1 - b to 1 + b; likewise the next two
     contrast: float = 0.0
     saturation: float = 0.0
-    trivial_augment: bool = (
-        False  # one operation an image, of any strength: S. Müller and F. Hutter, arxiv.org/abs/2103.10158
-    )
+    trivial_augment: bool = False  # one operation an image, drawn from 14 kinds, of any strength
     cutout: int = 0  # side in pixels of a square painted over with the mean colour
     mixup: float = 0.0  # Beta(a, a) draws the share of another image blended in, and of its label; 0: off
     cutmix: float = 0.0  # likewise the share of the area pasted over; with both, each batch takes either

@@ -174,6 +174,11 @@ def peak_memory_mb(device: str) -> float | None:
     """The most memory in use so far, in 10^6 bytes: the device's where it counts it, else the process's (not on Windows)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
+    try:  # not getrusage, which on Linux counts what the process was forked from
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:

@@ -66,9 +66,10 @@ def archive_of(path: Path, mirrors: tuple[str, ...]) -> Archive:
 class MisbehavingServer:
     """A real HTTP server on this machine. `files` maps paths to bytes; the first folder of a path says how it is served:
 
-    /stall/… sends half and then nothing, /crawl/… sends very slowly, /cut/… hangs up half-way, /lie/… announces another
-    length, /long/… sends more than it should, /flip/… changes a byte, /noranges/… ignores ranges, /html/… redirects to a
-    page, /shift/… sends another range than was asked for, /404/… and any other number answers with it.
+    /stall/… sends half and then nothing, /pause/… takes a break there, /cut/… hangs up there, /crawl/… sends very slowly,
+    /lie/… announces another length, /long/… sends more than it should, /flip/… changes a byte, /noranges/… ignores
+    ranges, /html/… redirects to a page, /shift/… sends another range than was asked for, /404/… and any other number
+    answers with it.
     """
 
     def __init__(self):
@@ -121,10 +122,13 @@ class MisbehavingServer:
                 handler.wfile.write(body[place : place + 2000])
                 if self.stopped.wait(0.1):
                     return
-        elif manner in ("stall", "cut"):
+        elif manner in ("stall", "cut", "pause"):
             handler.wfile.write(body[: len(body) // 2])
             if manner == "stall":
                 self.stopped.wait(30)
+            if manner == "pause":
+                self.stopped.wait(1.5)
+                handler.wfile.write(body[len(body) // 2 :])
         else:
             handler.wfile.write(body)
 

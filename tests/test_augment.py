@@ -181,7 +181,7 @@ def test_the_share_that_paste_tells_is_the_share_that_stays():
     result, share = imageops.paste(zeros, ones, wanted, draw.share(), draw.share())
     assert torch.allclose(1 - result.mean(dim=(1, 2, 3)), share, atol=1e-6)
     assert (share >= wanted - 0.06).all()  # the border cuts off; rounding to pixels adds a little
-    centred, share = imageops.paste(zeros, ones, wanted, torch.full((n,), 0.5), torch.full((n,), 0.5))
+    _, share = imageops.paste(zeros, ones, wanted, torch.full((n,), 0.5), torch.full((n,), 0.5))
     assert (share - wanted).abs().max() < 0.06
 
 

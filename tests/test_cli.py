@@ -63,6 +63,16 @@ def test_a_folder_of_pictures_to_an_answer(tmp_path):
     assert (tmp_path / "exports" / "classic-adam-colours").is_dir()
 
 
+def test_other_sizes_from_training_to_prediction(tmp_path, photo):
+    command = ("--data", "digits", "--size", "48", "--recipe", "fast", "--subset", "300", "--epochs", "1", "--bs", "64")
+    train = call("train.py", *command, "--lr", "0.1", "--name", "large", cwd=tmp_path)
+    assert train.returncode == 0, train.stderr
+    config = json.loads((tmp_path / "exports/large/config.json").read_text())
+    assert config["size"] == 48
+    answer = call("predict.py", "--export", "large", photo, cwd=tmp_path)
+    assert re.fullmatch(r".*photo\.png\t\d\t\d+\.\d%\n", answer.stdout), answer.stderr
+
+
 def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
     terminal, inside = pty.openpty()
     command = [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "2", "--subset", "400", "--bs", "16"]
@@ -95,6 +105,8 @@ def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
         (["--epoch", "3"], 2, ["Did you mean '--epochs'"]),
         (["--bs", "0"], 2, ["bs must be at least 1"]),
         (["--lr", "-1"], 2, ["lr must be a positive number"]),
+        (["--size", "16"], 2, ["size must lie between 32 and 128"]),
+        (["--size", "large"], 2, ["invalid int value: 'large'"]),
         (["--subset", "5"], 2, ["between 100 and the 1437"]),
         (["--name", "../x"], 2, ["--name '../x'"]),
         (["--device", "tpu"], 2, ["invalid choice: 'tpu'"]),

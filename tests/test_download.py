@@ -92,6 +92,18 @@ def test_the_last_mirror_may_crawl(archive, web_server, cache):
     assert path.read_bytes() == web_server.files["/data.tgz"]
 
 
+def test_the_last_mirror_is_given_more_time(get, web_server):
+    """A silence of a second is enough to leave a mirror, if there is another."""
+    patient = dataclasses.replace(SHORT, last_stall=5.0)
+    assert get("pause", patience=patient) == web_server.files["/data.tgz"]
+    assert len(web_server.requests) == 1
+
+
+def test_a_silence_is_enough_to_leave_a_mirror_that_is_not_the_last(get, web_server):
+    assert get("pause", "", patience=dataclasses.replace(SHORT, last_stall=5.0)) == web_server.files["/data.tgz"]
+    assert len(web_server.requests) == 2
+
+
 @pytest.mark.parametrize("manner", ["stall", "cut", "crawl"])
 def test_the_next_mirror_goes_on_where_the_last_one_stopped(get, web_server, manner):
     assert get(manner, "") == web_server.files["/data.tgz"]

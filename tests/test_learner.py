@@ -6,13 +6,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from PIL import Image
 from torch import nn
 
 from cifar_fastai import create_learner, dataloaders, fit, get_recipe
+from cifar_fastai.augment import mix
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import UserError
-from cifar_fastai.learner import Lookahead
+from cifar_fastai.learner import Lookahead, MixImages
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,6 @@ def test_the_whitening_bias_stops_after_its_epochs(data):
     learn = create_learner(dataloaders(data, recipe, subset=200), recipe, seed=1)
     seen = []
 
-    from fastai.callback.core import Callback
-
     class Watch(Callback):
         def after_train(self):
             seen.append((self.model.stem.bias.clone(), self.model.stem.weight.clone()))
@@ -105,7 +105,7 @@ def test_lookahead_against_its_definition():
         Fake.train_iter = step
         lookahead.after_batch()
         if step % 2 == 1:
-            share = 0.95**2 * (step / 10) ** 3
+            share = 0.95**5 * (step / 10) ** 3
             slow = fast = slow * share + fast * (1 - share)
         assert weight.item() == pytest.approx(fast, abs=1e-5)
     weight.fill_(99.0)
@@ -178,3 +178,100 @@ def test_get_preds_keeps_the_order_of_the_items(learn):
     with learn.no_bar():
         _, targets = learn.get_preds(dl=learn.dls.test)
     assert targets.tolist() == learn.dls.data.labels[learn.dls.data.n_train :].tolist()
+
+
+# --- augmentation that the loader cannot do alone ----------------------------------------------------------------
+
+
+class Batches(Callback):
+    """Keeps what the model is given in training, and the loss it gets for it."""
+
+    order = MixImages.order + 1
+
+    def before_fit(self):
+        self.xs, self.ys = [], []
+
+    def before_batch(self):
+        if self.training:
+            self.xs.append(self.x.as_subclass(torch.Tensor).clone())
+            self.ys.append(self.y.as_subclass(torch.Tensor).clone())
+
+
+def trained_on(data, seed=1, **fields):
+    """The batches of a short training with these fields."""
+    recipe = get_recipe("classic-adam", **{"bs": 64, "epochs": 2, "flip": "off", "rotate": 0.0, **fields})
+    seen = Batches()
+    learn = create_learner(dataloaders(data, recipe, subset=300), recipe, seed=seed)
+    with learn.no_bar(), learn.no_logging():
+        fit(learn, recipe, [seen])
+    return learn, seen
+
+
+def test_alternating_flips_go_by_epoch_and_image(data):
+    learn, seen = trained_on(data, flip="alternating")
+    originals = dict(zip(*images_of(learn), strict=True))
+    turned = [[], []]
+    for number, x in enumerate(seen.xs):
+        for image in x:
+            as_it_is = [row for row, original in originals.items() if torch.equal(image, original)]
+            mirrored = [row for row, original in originals.items() if torch.equal(image.flip(-1), original)]
+            assert as_it_is or mirrored
+            turned[number * 2 // len(seen.xs)].append({**dict.fromkeys(as_it_is, False), **dict.fromkeys(mirrored, True)})
+    first, second = ({row: flipped for one in epoch for row, flipped in one.items()} for epoch in turned)
+    both = first.keys() & second.keys()
+    asymmetric = [row for row in both if not torch.equal(originals[row], originals[row].flip(-1))]
+    assert len(asymmetric) > 150 and np.mean([first[row] != second[row] for row in asymmetric]) > 0.97  # equal digits exist
+
+
+def images_of(learn):
+    """Row numbers and normalised images of the training split."""
+    rows = list(learn.dls.train.dataset.items)
+    (x,) = learn.dls.test_dl(rows, bs=len(rows)).one_batch()
+    return rows, x.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("fields", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}], ids=str)
+def test_mixed_training_repeats_by_seed_and_spares_the_rest(data, fields):
+    learn, first = trained_on(data, **fields)
+    plain = trained_on(data)[1]
+    torch.rand(3), np.random.rand(3)
+    again, other = (trained_on(data, seed, **fields)[1] for seed in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.xs, again.xs, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.xs, other.xs, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first.xs, plain.xs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.ys, plain.ys, strict=True))  # labels are mixed in the loss alone
+    assert learn.loss_func.__class__.__name__ == "CrossEntropyLossFlat"  # as before the training
+    assert torch.equal(torch.from_numpy(data.images), torch.from_numpy(load_data("digits").images))
+
+
+@pytest.mark.parametrize("fields", [{"mixup": 0.7}, {"cutmix": 1.0}], ids=str)
+def test_the_loss_of_mixed_images_is_that_of_mixed_labels(data, fields):
+    """Against cross-entropy with soft targets, which torch computes by another road."""
+    recipe = get_recipe("classic-adam", bs=64, epochs=1, label_smoothing=0.1, **fields)
+    learn = create_learner(dataloaders(data, recipe, subset=300), recipe, seed=1)
+    losses = []
+
+    class Compare(Callback):
+        def after_loss(self):
+            if self.training:
+                one_hot = nn.functional.one_hot
+                (others,), (y,) = self.mix_images.yb1, self.yb
+                share = self.mix_images.lam[:, None]
+                targets = share * one_hot(y.as_subclass(torch.Tensor), 10) + (1 - share) * one_hot(
+                    others.as_subclass(torch.Tensor), 10
+                )
+                expected = nn.functional.cross_entropy(self.pred.as_subclass(torch.Tensor), targets, label_smoothing=0.1)
+                losses.append((self.loss_grad.item(), expected.item()))
+
+    with learn.no_bar(), learn.no_logging():
+        fit(learn, recipe, [Compare()])
+    assert len(losses) == 3 and all(ours == pytest.approx(expected, rel=1e-5) for ours, expected in losses)
+
+
+def test_the_share_of_a_mixture_follows_its_beta_distribution():
+    from scipy.stats import beta, kstest
+
+    images = torch.zeros(5000, 3, 8, 8)
+    _, others, share = mix(images, get_recipe("classic-adam", mixup=0.4), np.random.default_rng(0))
+    assert kstest(share.numpy(), beta(0.4, 0.4).cdf).pvalue > 0.01
+    assert sorted(others.tolist()) == list(range(5000))

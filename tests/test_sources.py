@@ -104,6 +104,55 @@ def test_unreadable_and_foreign_files_are_named(pictures):
     assert any(line.startswith("1 unreadable, left out: train/red/broken.png (") for line in data.warnings)
 
 
+def test_files_too_large_are_named_and_not_read(pictures):
+    (pictures / "train/red/huge.png").write_bytes(bytes(10_000_001))
+    data = read_data(pictures)
+    assert data.warnings == ("1 unreadable, left out: train/red/huge.png (The file is larger than 10 MB.)",)
+
+
+def test_links_are_followed_and_circles_are_not(pictures, tmp_path):
+    (pictures / "train/red").rename(tmp_path / "elsewhere")
+    (pictures / "train/red").symlink_to(tmp_path / "elsewhere")
+    before = read_data(pictures)
+    assert before.n_train == 60
+    (tmp_path / "elsewhere/round").symlink_to(pictures)
+    assert read_data(pictures).fingerprint == before.fingerprint
+
+
+def test_a_file_that_vanishes_or_cannot_be_opened(pictures, monkeypatch):
+    listing = sources.list_folder(pictures)
+    monkeypatch.setattr(sources, "list_folder", lambda _: listing)
+    (pictures / "train/red/red-000.png").unlink()
+    with pytest.raises(DataError, match=r"red-000.png cannot be read: No such file"):
+        read_data(pictures)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz", "zip"])
+def test_decoding_on_all_cores_gives_the_same(pictures, tmp_path, monkeypatch, kind):
+    (pictures / "train/red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (pictures / "train/blue/empty.png").write_bytes(b"")
+    source = pictures if kind == "folder" else archive_as(kind, pictures, tmp_path)
+    alone = read_data(source)
+    monkeypatch.setattr(sources, "PARALLEL_AFTER", -1.0)
+    monkeypatch.setattr(sources, "CHUNK_FILES", 7)
+    together = read_data(source)
+    assert together.fingerprint == alone.fingerprint and together.warnings == alone.warnings
+    assert all(words in together.warnings[0] for words in ("2 unreadable, left out: ", "red/broken.png", "blue/empty.png"))
+
+
+def archive_as(kind, folder, tmp_path):
+    return tmp_path / shutil.make_archive(tmp_path / "archive", {"tgz": "gztar", "zip": "zip"}[kind], folder)
+
+
+def test_what_takes_long_is_announced(capfd, monkeypatch):
+    now = iter([0.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr(sources.time, "monotonic", lambda: next(now))
+    with sources._progress("reading birds") as show:
+        for share in (0.05, 0.2, 0.3):
+            show(share)
+    assert capfd.readouterr().err == "reading birds: about 10 seconds\n"
+
+
 def test_without_a_test_folder_a_fixed_fifth_of_each_class_is_held_out(pictures):
     whole = read_data(pictures)
     shutil.rmtree(pictures / "test")
@@ -179,6 +228,30 @@ def test_a_truncated_archive(pictures, tmp_path, kind):
     half.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="damaged"):
         read_data(half)
+
+
+def test_a_member_that_unpacks_to_more_than_an_image_is_not_unpacked(pictures, tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(pictures.rglob("*.png")):
+            archive.write(path, path.relative_to(pictures))
+        with archive.open("train/red/bomb.png", "w") as member:
+            for _ in range(300):
+                member.write(bytes(1_000_000))
+    data = read_data(bomb)
+    assert data.n_train == 60 and "train/red/bomb.png (The file is larger than 10 MB.)" in data.warnings[0]
+    lying = tmp_path / "lying.zip"
+    lying.write_bytes(bomb.read_bytes().replace((300_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    with pytest.raises(DataError, match="damaged"):
+        read_data(lying)
+
+
+def test_a_batch_that_is_too_large_to_be_one(batches, tmp_path):
+    copy = shutil.copytree(batches, tmp_path / "copy")
+    with (copy / "data_batch_1").open("wb") as file:
+        file.truncate(64_000_001)
+    with pytest.raises(DataError, match="data_batch_1 is no batch of CIFAR-10's"):
+        read_data(copy)
 
 
 def test_an_archive_writes_nothing_outside(tmp_path, monkeypatch):
