@@ -85,7 +85,7 @@ def _add_train_arguments(parser):
     _add_data_argument(parser)
     add("--recipe", default="auto", metavar="NAME", help="a named set of everything below; 'help' lists them")
     _add_size_argument(parser)
-    add("--model", default=recipe, metavar="NAME", help="small or base (default: the recipe's)")
+    add("--model", default=recipe, metavar="NAME", help="small, base or large (default: the recipe's)")
     add(
         "--valid-pct",
         type=float,
@@ -112,6 +112,7 @@ def _add_train_arguments(parser):
     )
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
     add("--name", metavar="NAME", help="of the run and of its export in exports/ (default: recipe and data)")
+    add("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds S to S+N-1, and report their spread")
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
 
 
@@ -139,7 +140,10 @@ def _train(options) -> int:
     get_recipe("classic-adam" if name == "auto" else name, **overrides)  # a wrong value fails before the slow imports
     _check_name(options.name)
 
-    from cifar_fastai.run import RunOptions, pick_device, run
+    if options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
+
+    from cifar_fastai.run import RunOptions, pick_device, run, run_seeds
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
@@ -154,7 +158,11 @@ def _train(options) -> int:
         name=options.name,
         command=shlex.join(["python", "train.py", *options.argv]),
     )
-    run(get_recipe(name, **overrides), run_options)
+    recipe = get_recipe(name, **overrides)
+    if options.seeds == 1:
+        run(recipe, run_options)
+    else:
+        run_seeds(recipe, run_options, options.seeds)
     return 0
 
 

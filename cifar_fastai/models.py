@@ -3,9 +3,12 @@
 Every model maps a float batch (N, 3, size, size), normalised, to logits (N, n_classes).
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class ConvNet(nn.Module):
@@ -47,30 +50,32 @@ class ConvNet(nn.Module):
 
 
 class WhitenedNet(nn.Module):
-    """The network of airbench94 (Keller Jordan, https://arxiv.org/abs/2404.00498).
+    """The networks of airbench94 and airbench96 (Keller Jordan, https://arxiv.org/abs/2404.00498).
 
     A 2 x 2 convolution that whitens its patches, then three groups of conv, max-pool, BN, GELU, conv, BN, GELU.
     BN scales are fixed at 1, and the 3 x 3 convolutions start as the identity on their first input channels.
     Call `init_whitening` with training images before training.
 
-    widths: output channels of the three groups. logit_scale: factor on the logits.
+    widths: output channels of the three groups. depth: convolutions a group; with 3, as in airbench96, those after the
+    first have a shortcut around them. logit_scale: factor on the logits.
     """
 
-    def __init__(self, n_classes, size=32, widths=(64, 256, 256), logit_scale=1 / 9):
+    def __init__(self, n_classes, size=32, widths=(64, 256, 256), depth=2, logit_scale=1 / 9):
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 2)  # 24: both signs of each of the 3 * 2 * 2 eigenvectors
         self.stem.weight.requires_grad = False
         groups = zip((24, *widths[:-1]), widths, strict=True)
-        self.groups = nn.Sequential(*(self._group(n_in, n_out) for n_in, n_out in groups))
+        self.groups = nn.Sequential(*(self._group(n_in, n_out, depth) for n_in, n_out in groups))
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
         self.logit_scale = logit_scale
 
     @classmethod
-    def _group(cls, n_in, n_out):
-        return nn.Sequential(
-            cls._conv(n_in, n_out), nn.MaxPool2d(2), cls._norm(n_out), nn.GELU(),
-            cls._conv(n_out, n_out), cls._norm(n_out), nn.GELU(),
-        )  # fmt: skip
+    def _group(cls, n_in, n_out, depth):
+        first = [cls._conv(n_in, n_out), nn.MaxPool2d(2), cls._norm(n_out), nn.GELU()]
+        if depth == 2:
+            return nn.Sequential(*first, cls._conv(n_out, n_out), cls._norm(n_out), nn.GELU())
+        rest = [layer for _ in range(depth - 1) for layer in (cls._conv(n_out, n_out), cls._norm(n_out), nn.GELU())]
+        return nn.Sequential(*first, Shortcut(*rest[:-1]), rest[-1])
 
     @staticmethod
     def _conv(n_in, n_out):
@@ -99,7 +104,14 @@ class WhitenedNet(nn.Module):
         return self.head(x.amax(dim=(2, 3))) * self.logit_scale
 
 
-MODELS = {"small": ConvNet, "base": WhitenedNet}
+class Shortcut(nn.Sequential):
+    """The layers' output added to their input."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+MODELS = {"small": ConvNet, "base": WhitenedNet, "large": partial(WhitenedNet, widths=(128, 512, 512), depth=3)}
 
 
 def create_model(name: str, n_classes: int, size: int = 32) -> nn.Module:
@@ -115,6 +127,16 @@ def create_model(name: str, n_classes: int, size: int = 32) -> nn.Module:
 def count_parameters(model: nn.Module) -> int:
     """Number of weights, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: nn.Module, size: int = 32) -> int:
+    """Floating-point operations of the convolutions and matrix products for one image, a multiply-add counted as two."""
+    training = model.training
+    weight = next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size, device=weight.device))
+    model.train(training)
+    return counter.get_total_flops()
 
 
 def tta_logits(model, x: torch.Tensor, plain: torch.Tensor | None = None) -> torch.Tensor:

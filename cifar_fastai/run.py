@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -19,11 +20,12 @@ from cifar_fastai.data import dataloaders
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.learner import check_model, create_learner
-from cifar_fastai.models import count_parameters
+from cifar_fastai.models import count_flops, count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.training import Training, train
 
+SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 
 
@@ -81,6 +83,31 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     return folder
 
 
+def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
+    """Run n times, with seeds from options.seed on; leave every figure and the spread in seeds.json and return its path.
+
+    Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
+    """
+    name = options.name or f"{recipe.name}-{_as_name(Path(options.source).name)}"
+    runs = []
+    for seed in range(options.seed, options.seed + n):
+        _say("seed", f"{seed}, run {len(runs) + 1} of {n}")
+        folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+        runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
+    columns = {key: [row[key] for row in runs] for key in SPREAD}
+    summary = {"name": name, "n": n, "mean": {}, "std": {}, "runs": runs}
+    for key, values in columns.items():
+        summary["mean"][key], summary["std"][key] = statistics.mean(values), statistics.stdev(values)
+    path = options.out / f"{runs[0]['folder']}-to-{runs[-1]['seed']}.json"
+    _write_json(path, summary)
+    for key in ("test_accuracy", "test_accuracy_tta"):
+        each = ", ".join(f"{value:.2%}" for value in columns[key])
+        _say("seeds", f"{key}: mean {summary['mean'][key]:.2%}, standard deviation {summary['std'][key]:.2%} ({each})")
+    _say("seeds", path)
+    return path
+
+
 def _config(name: str, recipe: Recipe, options: RunOptions) -> dict:
     """The whole configuration, enough to repeat the run."""
     chosen = {"seed": options.seed, "subset": options.subset, "device": options.device, "command": options.command}
@@ -93,7 +120,8 @@ def _announce(dls, recipe: Recipe, learn, device: str, folder: Path) -> None:
         _say("warning", warning)
     counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
     _say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
-    _say("recipe", f"{recipe.name}: model {recipe.model}, {count_parameters(learn.model):,} parameters, on {device}")
+    cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
+    _say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device}")
     _say("run", folder)
 
 
@@ -103,6 +131,7 @@ def _record(dls, learn, training: Training, options: RunOptions) -> dict:
     about_data = {key: getattr(data, key) for key in ("source", "encoding", "sha256", "n_files", "fingerprint")}
     return {
         "n_params": count_parameters(learn.model),
+        "flops_per_image": count_flops(learn.model, data.size),
         "epochs_run": len(training.history),
         "best_epoch": training.best_epoch,
         "train_seconds": training.seconds,

@@ -181,8 +181,9 @@ def _from_files(files: Iterable[_File], source: str, size: int, sha256: str | No
     batches, pictures = {}, _Pictures(size)
 
     def images(show):
-        for file in files:
-            show(file.progress)
+        for number, file in enumerate(files):
+            if number % 50 == 0:
+                show(file.progress)
             if file.path.name in BATCH_NAMES:
                 batches[file.path.name] = _bytes_of_batch(file, source)
             elif len(file.path.parts) >= 3 and file.path.parts[-3] in SPLITS and not file.path.name.startswith("."):
@@ -203,8 +204,8 @@ def _progress(what: str):
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=1)
-            yield lambda share: bar.update(task, completed=share)
+            task = bar.add_task(what, total=100)
+            yield lambda share: bar.update(task, completed=100 * share)
         return
     start, told = time.monotonic(), []
 
@@ -312,8 +313,8 @@ def _read_batch(data: bytes) -> dict:
 def _bytes_of_batch(file: _File, source: str) -> bytes:
     try:
         return file.read(BATCH_BYTES)
-    except BadImage as error:
-        raise DataError(f"--data {source}: {file.path} is no batch of CIFAR-10's: {error}") from None
+    except BadImage:
+        raise DataError(f"--data {source}: {file.path} is no batch of CIFAR-10's; it is far too large.") from None
 
 
 def _from_batches(content: dict[str, bytes], source: str, size: int, sha256: str | None) -> ImageData:

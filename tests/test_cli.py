@@ -73,6 +73,23 @@ def test_other_sizes_from_training_to_prediction(tmp_path, photo):
     assert re.fullmatch(r".*photo\.png\t\d\t\d+\.\d%\n", answer.stdout), answer.stderr
 
 
+def test_several_seeds_report_their_spread(tmp_path):
+    command = ("--data", "digits", "--subset", "300", "--epochs", "2", "--bs", "32", "--seed", "5", "--seeds", "3")
+    done = call("train.py", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert [figures["seed"] for figures in metrics] == [5, 6, 7]
+    accuracies = [figures["test_accuracy"] for figures in metrics]
+    (path,) = (tmp_path / "runs").glob("*.json")
+    summary = json.loads(path.read_text())
+    assert summary["n"] == 3 and [row["test_accuracy"] for row in summary["runs"]] == accuracies
+    assert summary["mean"]["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["std"]["test_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"mean {np.mean(accuracies):.2%}, standard deviation {np.std(accuracies, ddof=1):.2%}" in done.stdout
+    assert len(list((tmp_path / "exports").iterdir())) == 3
+
+
 def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
     terminal, inside = pty.openpty()
     command = [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "2", "--subset", "400", "--bs", "16"]
@@ -107,6 +124,7 @@ def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
         (["--lr", "-1"], 2, ["lr must be a positive number"]),
         (["--size", "16"], 2, ["size must lie between 32 and 128"]),
         (["--size", "large"], 2, ["invalid int value: 'large'"]),
+        (["--seeds", "0"], 2, ["--seeds must be at least 1"]),
         (["--subset", "5"], 2, ["between 100 and the 1437"]),
         (["--name", "../x"], 2, ["--name '../x'"]),
         (["--device", "tpu"], 2, ["invalid choice: 'tpu'"]),

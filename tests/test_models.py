@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_fastai.models import MODELS, ConvNet, WhitenedNet, count_parameters, create_model, tta_logits
+from cifar_fastai.models import MODELS, ConvNet, WhitenedNet, count_flops, count_parameters, create_model, tta_logits
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -38,6 +38,38 @@ def test_small_is_the_classic_network():
 
 def test_base_has_the_published_size():
     assert round(count_parameters(WhitenedNet(10)) / 1e6, 2) == 1.97  # airbench94
+
+
+def test_large_has_the_published_size():
+    model = create_model("large", 10)
+    assert round(count_parameters(model) / 1e6, 1) == 12.7  # airbench96, the wider one
+    convolutions = [layer for layer in model.groups.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 9 and convolutions[-1].out_channels == 512
+
+
+def test_widths_and_depth_are_arguments():
+    model = WhitenedNet(10, widths=(16, 24, 32), depth=4)
+    assert [len(group) for group in model.groups] == [6, 6, 6] and model.head.in_features == 32
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_shortcut_adds_the_groups_own_input():
+    model, x = WhitenedNet(10, widths=(32, 32, 32), depth=3).eval(), torch.randn(2, 24, 16, 16)
+    group = model.groups[0]
+    first = group[:4](x)
+    second = group[4][2](group[4][1](group[4][0](first)))
+    third = group[4][4](group[4][3](second))
+    assert torch.allclose(group(x), nn.functional.gelu(first + third), atol=1e-6)
+
+
+def test_flops_against_counting_by_hand():
+    model = WhitenedNet(10)
+    expected = 2 * 31 * 31 * 24 * 12
+    for n_in, n_out, side in ((24, 64, 31), (64, 256, 15), (256, 256, 7)):
+        expected += 2 * 9 * (side**2 * n_in * n_out + (side // 2) ** 2 * n_out * n_out)
+    expected += 2 * 256 * 10
+    model.train()
+    assert count_flops(model) == expected and model.training
 
 
 def test_whitened_patches_are_uncorrelated_with_unit_variance():
