@@ -14,6 +14,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
+from torch.nn import functional as F
 
 from cifar_fastai.augment import Augment, mix
 from cifar_fastai.errors import UserError
@@ -34,6 +35,8 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
     model = create_model(recipe.model, len(dls.vocab), dls.data.size)
     if isinstance(model, WhitenedNet):
         model.init_whitening(_training_images(dls))
+    elif recipe.start_size:
+        raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
     return Learner(
         dls,
         model,
@@ -95,6 +98,8 @@ def _recipe_callbacks(recipe: Recipe, seed: int | None) -> list[Callback]:
         callbacks.append(AlternateFlips())
     if recipe.mixup or recipe.cutmix:
         callbacks.append(MixImages(recipe, seed or 0))
+    if recipe.start_size:
+        callbacks.append(ProgressiveResizing(recipe.start_size, recipe.grow_pct))
     if recipe.lookahead_steps:
         callbacks.append(Lookahead(recipe.lookahead_steps))
     if recipe.whiten_bias_epochs:
@@ -162,6 +167,33 @@ class MixImages(MixHandler):
         mixtures, others, self.lam = mix(self.x.as_subclass(torch.Tensor), self.recipe, self.random)
         self.learn.xb = (mixtures,)
         self.yb1 = tuple(labels[others] for labels in self.yb)  # MixHandler gives yb the share lam and yb1 the rest
+
+
+class ProgressiveResizing(Callback):
+    """Trains on smaller images at first, which cost less, and on full-sized ones in the end.
+
+    From fast.ai's entry to DAWNBench (https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html). Validation is at full
+    size throughout, so its figures are pessimistic until the images have grown.
+    """
+
+    run_valid = False
+    STEP = 4  # pixels
+
+    def __init__(self, start_size: int, grow_pct: float):
+        self.start_size, self.grow_pct = start_size, grow_pct
+
+    def side(self, full: int, done: float) -> int:
+        """The side of the images when this share of the epochs is done."""
+        if done >= self.grow_pct:
+            return full
+        growth = (full - self.start_size) * done / self.grow_pct
+        return self.start_size + int(growth + 1e-9) // self.STEP * self.STEP
+
+    def before_batch(self):
+        side = self.side(self.x.shape[-1], self.epoch / self.n_epoch)
+        if side < self.x.shape[-1]:
+            x = self.x.as_subclass(torch.Tensor)
+            self.learn.xb = (F.interpolate(x, size=(side, side), mode="bilinear", antialias=True),)
 
 
 class FreezeWhitening(Callback):

@@ -57,6 +57,8 @@ class Recipe:
     label_smoothing: float = 0.0  # share of the target spread over all classes
     lookahead_steps: int = 0  # steps between pulls towards the slow weights; 0: no lookahead
     whiten_bias_epochs: int = 0  # epochs after which the bias of a whitening stem is frozen; 0: never
+    start_size: int = 0  # progressive resizing: side of the training images in the first epochs; 0: always the full size
+    grow_pct: float = 0.7  # share of the epochs over which they grow to their full size, by four pixels at a time
 
     # One-cycle schedule
     epochs: int = 30
@@ -90,6 +92,10 @@ class Recipe:
             raise UserError(f"lr must be a positive number, not {self.lr:g}; the recipes use 0.001 to 1.5.")
         if not 0 <= self.wd < float("inf"):
             raise UserError(f"wd must be zero or a positive number, not {self.wd:g}.")
+        if self.start_size and not 16 <= self.start_size <= self.size:
+            raise UserError(f"start_size must be 0 or lie between 16 and the size, {self.size}, not {self.start_size}.")
+        if not 0 < self.grow_pct < 1:
+            raise UserError(f"grow_pct must lie between 0 and 1, not {self.grow_pct:g}.")
         if self.optimizer not in ("adam", "sgd"):
             raise UserError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}.")
 
@@ -110,6 +116,7 @@ RECIPES = {
         Recipe(
             name="classic-sgd",
             about="the same CNN with SGD and every classic augmentation: affine, perspective, colour jitter; 90/10 split",
+            measured="84.54 % on CIFAR-10's test split, 85.58 % with TTA (JPEG copy, 30 epochs, n=1, results/classic-sgd)",
             model="small",
             rotate=10.0,
             translate=0.1,
@@ -144,22 +151,23 @@ RECIPES = {
             moms=(0.85, 0.85, 0.85),
         ),
         Recipe(
-            # As fast, in batches that fit a CPU's caches, which are half as quick again there as batches of 1024. The
-            # learning rate and the steps between lookaheads are scaled with the batch.
+            # As fast, in batches that fit a CPU's caches, which run half as fast again there as batches of 1024; learning
+            # rate and steps between lookaheads are scaled with the batch. Flip, translation and cutout as in airbench96.
             name="cpu",
             about="the network of `fast` trained longer and with more augmentation, in batches that suit a CPU's caches",
-            bs=256,
+            bs=128,
             model="base",
             flip="alternating",
             crop_pad=4,
             cutout=8,
             optimizer="sgd",
-            lr=0.375,
+            lr=0.1875,
             wd=1.33e-3,
             bias_lr_factor=64.0,
             label_smoothing=0.2,
-            lookahead_steps=20,
+            lookahead_steps=40,
             whiten_bias_epochs=3,
+            start_size=20,
             pct_start=0.15,
             div=5.0,
             div_final=1000.0,

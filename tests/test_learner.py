@@ -14,7 +14,7 @@ from cifar_fastai import create_learner, dataloaders, fit, get_recipe
 from cifar_fastai.augment import mix
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import UserError
-from cifar_fastai.learner import Lookahead, MixImages
+from cifar_fastai.learner import Lookahead, MixImages, ProgressiveResizing
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +275,33 @@ def test_the_share_of_a_mixture_follows_its_beta_distribution():
     _, others, share = mix(images, get_recipe("classic-adam", mixup=0.4), np.random.default_rng(0))
     assert kstest(share.numpy(), beta(0.4, 0.4).cdf).pvalue > 0.01
     assert sorted(others.tolist()) == list(range(5000))
+
+
+# --- progressive resizing ----------------------------------------------------------------------------------------
+
+
+def test_images_grow_by_four_pixels_to_their_full_size():
+    resizing = ProgressiveResizing(start_size=20, grow_pct=0.6)
+    assert [resizing.side(32, epoch / 10) for epoch in range(10)] == [20, 20, 24, 24, 28, 28, 32, 32, 32, 32]
+    assert [resizing.side(32, epoch / 3) for epoch in range(3)] == [20, 24, 32]
+
+
+def test_training_is_at_the_small_size_and_validation_at_the_full_one(data):
+    recipe = get_recipe("fast", bs=64, epochs=3, lr=0.1, start_size=20, grow_pct=0.6)
+    learn = create_learner(dataloaders(data, recipe, subset=300), recipe, seed=1)
+    seen = []
+
+    class Watch(Callback):
+        def after_pred(self):
+            seen.append((self.training, self.x.shape[-1]))
+
+    with learn.no_bar(), learn.no_logging():
+        fit(learn, recipe, [Watch()])
+    assert [side for training, side in seen if training] == [20] * 4 + [24] * 4 + [32] * 4
+    assert {side for training, side in seen if not training} == {32}
+
+
+def test_a_model_of_one_size_cannot_resize(data):
+    recipe = get_recipe("classic-adam", start_size=20)
+    with pytest.raises(UserError, match="'small' takes images of one size only"):
+        create_learner(dataloaders(data, recipe), recipe)
