@@ -34,7 +34,10 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
         set_seed(seed)
     model = create_model(recipe.model, len(dls.vocab), dls.data.size)
     if isinstance(model, WhitenedNet):
-        model.init_whitening(_training_images(dls))
+        if recipe.whiten:
+            model.init_whitening(_training_images(dls))
+        if recipe.dirac:
+            model.init_identity()
     elif recipe.start_size:
         raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
     return Learner(

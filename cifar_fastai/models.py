@@ -53,8 +53,7 @@ class WhitenedNet(nn.Module):
     """The networks of airbench94 and airbench96 (Keller Jordan, https://arxiv.org/abs/2404.00498).
 
     A 2 x 2 convolution that whitens its patches, then three groups of conv, max-pool, BN, GELU, conv, BN, GELU.
-    BN scales are fixed at 1, and the 3 x 3 convolutions start as the identity on their first input channels.
-    Call `init_whitening` with training images before training.
+    BN scales are fixed at 1. Before training call `init_whitening` with training images, and `init_identity`.
 
     widths: output channels of the three groups. depth: convolutions a group; with 3, as in airbench96, those after the
     first have a shortcut around them. logit_scale: factor on the logits.
@@ -63,7 +62,6 @@ class WhitenedNet(nn.Module):
     def __init__(self, n_classes, size=32, widths=(64, 256, 256), depth=2, logit_scale=1 / 9):
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 2)  # 24: both signs of each of the 3 * 2 * 2 eigenvectors
-        self.stem.weight.requires_grad = False
         groups = zip((24, *widths[:-1]), widths, strict=True)
         self.groups = nn.Sequential(*(self._group(n_in, n_out, depth) for n_in, n_out in groups))
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
@@ -79,9 +77,7 @@ class WhitenedNet(nn.Module):
 
     @staticmethod
     def _conv(n_in, n_out):
-        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
-        nn.init.dirac_(conv.weight.data[:n_in])
-        return conv
+        return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
 
     @staticmethod
     def _norm(n):
@@ -91,13 +87,22 @@ class WhitenedNet(nn.Module):
 
     @torch.no_grad()
     def init_whitening(self, images, eps=5e-4):
-        """Set the stem's filters to the whitened eigenvectors of the 2 x 2 patches of `images` (N, 3, H, W), normalised."""
+        """Set the stem's filters to the whitened eigenvectors of the 2 x 2 patches of `images` (N, 3, H, W), normalised,
+        for good: they are not trained."""
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
         covariance = patches.T @ patches / len(patches)
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         filters = (eigenvectors / torch.sqrt(eigenvalues + eps)).T.reshape(12, 3, 2, 2)
         self.stem.weight.copy_(torch.cat([filters, -filters]))
         self.stem.bias.zero_()
+        self.stem.weight.requires_grad = False
+
+    @torch.no_grad()
+    def init_identity(self):
+        """Let each 3 x 3 convolution start as the identity on as many channels as it has inputs."""
+        for conv in self.groups.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.dirac_(conv.weight[: conv.in_channels])
 
     def forward(self, x):
         x = self.groups(F.gelu(self.stem(x)))

@@ -33,6 +33,8 @@ class Recipe:
 
     # Model: a name in the registry of models.py
     model: str = "small"
+    whiten: bool = True  # base and large: a fixed stem that whitens patches; else a random one that is trained
+    dirac: bool = True  # base and large: convolutions start as the identity; else at random
 
     # Augmentation, of the training batches only; every amount is drawn uniformly for each image
     flip: str = "random"  # mirror half of the images; "alternating": all of them every other epoch; "off"

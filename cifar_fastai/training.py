@@ -212,9 +212,19 @@ class Progress(Callback):
                 return  # an epoch of a single step: nothing to measure by
             a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
             an_image = a_batch / len(self.yb[0])
-            valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST
-            total = self.n_epoch * (len(self.dls.train) * a_batch + valid)
+            training, validation = self._costs()
+            valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST * validation
+            total = self.n_epoch * (len(self.dls.train) * a_batch * training + valid)
             self._say(f"about {_minutes(total)} for {self.n_epoch} epochs, at {1 / an_image:,.0f} images a second")
+
+    def _costs(self) -> tuple[float, float]:
+        """What a training image costs on average, and one in full size, in units of one now: they may still have to grow."""
+        resizing = getattr(self.learn, "progressive_resizing", None)
+        if resizing is None:
+            return 1.0, 1.0
+        full = self.dls.data.size
+        areas = [resizing.side(full, epoch / self.n_epoch) ** 2 for epoch in range(self.n_epoch)]
+        return sum(areas) / len(areas) / areas[self.epoch], full**2 / areas[self.epoch]
 
     def _say(self, line):
         if self.bar:

@@ -305,3 +305,13 @@ def test_a_model_of_one_size_cannot_resize(data):
     recipe = get_recipe("classic-adam", start_size=20)
     with pytest.raises(UserError, match="'small' takes images of one size only"):
         create_learner(dataloaders(data, recipe), recipe)
+
+
+def test_whitening_and_identity_can_be_switched_off(data):
+    recipe = get_recipe("fast", bs=64, whiten=False, dirac=False)
+    model = create_learner(dataloaders(data, recipe, subset=200), recipe, seed=1).model
+    assert model.stem.weight.requires_grad and not torch.equal(model.stem.weight[:12], -model.stem.weight[12:])
+    usual = create_learner(dataloaders(data, recipe, subset=200), get_recipe("fast", bs=64), seed=1).model
+    assert not usual.stem.weight.requires_grad and torch.equal(usual.stem.weight[:12], -usual.stem.weight[12:])
+    x = torch.randn(2, 24, 8, 8)
+    assert torch.allclose(usual.groups[0][0](x)[:, :24], x, atol=1e-5)

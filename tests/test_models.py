@@ -86,9 +86,13 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance():
 
 
 def test_convolutions_start_as_the_identity():
-    conv = WhitenedNet._conv(24, 64)
-    x = torch.randn(2, 24, 8, 8)
-    assert torch.allclose(conv(x)[:, :24], x, atol=1e-6)
+    model, x = WhitenedNet(10, depth=3), torch.randn(2, 24, 8, 8)
+    assert not torch.allclose(model.groups[0][0](x)[:, :24], x, atol=0.1)
+    model.init_identity()
+    for conv in (layer for layer in model.groups.modules() if isinstance(layer, nn.Conv2d)):
+        x = torch.randn(2, conv.in_channels, 8, 8)
+        assert torch.allclose(conv(x)[:, : conv.in_channels], x, atol=1e-6)
+        assert conv.out_channels == conv.in_channels or conv.weight[conv.in_channels :].std() > 1e-3
 
 
 def test_too_small_images_are_refused():

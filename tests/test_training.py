@@ -1,5 +1,6 @@
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from fastai.callback.core import Callback
 
 from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.errors import TrainingDiverged
+from cifar_fastai.learner import ProgressiveResizing
 from cifar_fastai.sources import ImageData
-from cifar_fastai.training import HISTORY_COLUMNS, train
+from cifar_fastai.training import HISTORY_COLUMNS, Progress, train
 
 
 def random_data(n_train=240, n_test=20):
@@ -96,3 +98,14 @@ def test_callbacks_of_a_run_leave_the_learner_with_it(tmp_path):
     before = [type(cb) for cb in learn.cbs]
     train(learn, recipe, folder, io.StringIO())
     assert sorted(map(str, before)) == sorted(str(type(cb)) for cb in learn.cbs)
+
+
+def test_the_estimate_knows_that_images_grow():
+    progress = Progress(io.StringIO())
+    progress.learn = SimpleNamespace(
+        progressive_resizing=ProgressiveResizing(16, 0.5), dls=SimpleNamespace(data=random_data()), epoch=0, n_epoch=4
+    )
+    sides = (16, 24, 32, 32)
+    assert progress._costs() == (np.mean(np.square(sides)) / 16**2, 4.0)
+    progress.learn = SimpleNamespace()
+    assert progress._costs() == (1.0, 1.0)
