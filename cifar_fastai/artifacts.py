@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from cifar_fastai.errors import ExportError, ExportWarning
 from cifar_fastai.models import MODELS, create_model
 
-SCHEMA = 1
+SCHEMA = 2  # of config.json and MANIFEST.json; 2 brought the temperature
 WEIGHTS, CONFIG, PROBE, PICKLE, CARD, MANIFEST = (
     "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "MANIFEST.json",
 )  # fmt: skip
 REQUIRED = (WEIGHTS, CONFIG, PROBE)
 CONFIG_TYPES = {
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "mean": list, "std": list,
-    "training": dict, "test": dict, "versions": dict,
+    "temperature": float, "training": dict, "test": dict, "versions": dict,
 }  # fmt: skip
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # probabilities: what other versions may change in silence, and at all
@@ -49,8 +49,9 @@ class Export:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, network=None) -> Tensor:
-        """(N, C) from uint8 images (N, 3, size, size). network: computes the logits; the model itself by default."""
-        return (network or self.model)(normalize(images, self.config["mean"], self.config["std"])).softmax(dim=1)
+        """Calibrated, (N, C), from uint8 images (N, 3, size, size). network: computes the logits; the model by default."""
+        logits = (network or self.model)(normalize(images, self.config["mean"], self.config["std"]))
+        return (logits / self.config["temperature"]).softmax(dim=1)
 
 
 def normalize(images: Tensor, mean, std) -> Tensor:
@@ -62,10 +63,12 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_export(folder: Path, learn, *, name: str, created: str, model: str, training: dict, test: dict, versions: dict):
+def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float, training: dict,
+                 test: dict, versions: dict):  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step.
 
-    model: its name in the registry. training, test: figures for config.json and the model card.
+    model: its name in the registry. temperature: divides the logits before they become confidences. training, test:
+    figures for config.json and the model card.
     """
     from safetensors.torch import save
 
@@ -73,7 +76,8 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, tr
     config = {
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
         "size": learn.dls.data.size, "mean": normalize_tfm.mean.flatten().tolist(),
-        "std": normalize_tfm.std.flatten().tolist(), "training": training, "test": test, "versions": versions,
+        "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "training": training, "test": test,
+        "versions": versions,
     }  # fmt: skip
     network = learn.model.cpu().eval()
     export = Export(folder, network, config)
@@ -124,6 +128,7 @@ def probe_images(size: int) -> Tensor:
 def model_card(config: dict) -> str:
     """README.md of an export."""
     training, test, size = config["training"], config["test"], config["size"]
+    low, high = test["test_accuracy_interval"]
     return f"""# {config["name"]}
 
 An image classifier for {len(config["classes"])} classes: {", ".join(config["classes"])}.
@@ -135,6 +140,8 @@ An image classifier for {len(config["classes"])} classes: {", ".join(config["cla
 | recipe | `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]} |
 | trained on | {training["hardware"]}, in {training["train_seconds"] / 60:.0f} minutes |
 | test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
+| 95 % interval of the plain figure | {low:.2%} to {high:.2%} |
+| calibration error | {test["ece"]:.3f}; confidences were calibrated on validation images |
 | test loss | {test["test_loss"]:.4f} |
 | created | {config["created"]} |
 
@@ -212,9 +219,10 @@ def _parse_config(data: bytes) -> dict:
         and (len(config["mean"]), len(config["std"])) == (3, 3)
         and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         and min(config["std"]) > 0
+        and 0 < config["temperature"] < math.inf
     )
     if not sound:
-        raise ExportError(f"{CONFIG} holds impossible classes, size, mean or std.")
+        raise ExportError(f"{CONFIG} holds impossible classes, size, mean, std or temperature.")
     return config
 
 
@@ -262,13 +270,13 @@ def _learner(export: Export):
     """A quiet fastai Learner around an export's network, ready to predict."""
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import Learner
-    from fastai.losses import CrossEntropyLossFlat
     from fastai.metrics import accuracy
 
     from cifar_fastai.data import inference_dataloaders
+    from cifar_fastai.learner import CalibratedLoss
 
     dls = inference_dataloaders(export.classes, export.size, export.config["mean"], export.config["std"])
-    learn = Learner(dls, export.model, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    learn = Learner(dls, export.model, loss_func=CalibratedLoss(export.config["temperature"]), metrics=accuracy)
     learn.remove_cbs(ProgressCallback)  # it would print a bar at every prediction
     return learn
 

@@ -271,6 +271,50 @@ def _serve(options) -> int:
     return 0
 
 
+# --- evaluate and export -----------------------------------------------------------------------------------------
+
+
+def _add_evaluate_arguments(parser):
+    add = parser.add_argument
+    add("what", metavar="RUN|EXPORT", help="a run folder, whose figures are made anew, or an export")
+    add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or cifar10)")
+
+
+def _evaluate(options) -> int:
+    from cifar_fastai.artifacts import find_export, load_export
+    from cifar_fastai.cache import load_data
+    from cifar_fastai.finished import evaluate_export, evaluate_run
+
+    if (Path(options.what) / "checkpoints").is_dir():
+        evaluate_run(Path(options.what), options.data)
+        return 0
+    export = load_export(find_export(options.what))
+    data = load_data(options.data or os.environ.get("CIFAR10_DATA") or "cifar10", export.size)
+    figures = evaluate_export(export, data)
+    low, high = figures["test_accuracy_interval"]
+    print(f"data      {data.n_test:,} test images of {data.source} ({data.encoding})")
+    print(f"accuracy  {figures['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"with TTA  {figures['test_accuracy_tta']:.2%}")
+    print(f"top 2     {figures['test_top2_accuracy']:.2%}")
+    print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
+    for name, row in figures["per_class"].items():
+        print(f"  {name:<16} recall {row['recall']:>7.2%}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
+    return 0
+
+
+def _add_export_arguments(parser):
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run folder")
+    add("--data", metavar="SOURCE", help="where the run's data lies (default: where it lay then)")
+
+
+def _export(options) -> int:
+    from cifar_fastai.finished import reexport_run
+
+    reexport_run(options.run, Path("exports"), options.data)
+    return 0
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -304,5 +348,11 @@ COMMANDS = {
     "train": (_train, _add_train_arguments, "Train a classifier, evaluate it and export it."),
     "predict": (_predict, _add_predict_arguments, "Say what is in pictures: path, class, confidence."),
     "serve": (_serve, _add_serve_arguments, "Serve an export as a web page with Gradio."),
+    "evaluate": (
+        _evaluate,
+        _add_evaluate_arguments,
+        "Make a run's figures anew, or judge an export on any images with labels.",
+    ),
+    "export": (_export, _add_export_arguments, "Write the export of a finished run again."),
     "data": (_data, _add_data_arguments, "Show where data is kept and how large it is; check it; show an augmentation."),
 }

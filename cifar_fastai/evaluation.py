@@ -1,17 +1,17 @@
 """From a trained learner to every figure: each split is predicted once, and all else is computed from that."""
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from cifar_fastai import figures
+from cifar_fastai import figures, metrics
 from cifar_fastai.models import tta_logits
 from cifar_fastai.training import Training
 
@@ -22,42 +22,43 @@ N_TOP_LOSSES = N_SAMPLES = 18
 class Predictions:
     """The outcome of one pass over a labelled split of N images and C classes, on the CPU."""
 
-    probabilities: Tensor  # (N, C)
-    tta: Tensor  # (N, C), with test-time augmentation
+    logits: Tensor  # (N, C)
+    tta: Tensor  # (N, C), logits with test-time augmentation
     labels: Tensor  # (N,)
+    temperature: float = 1.0  # by which logits are divided before they become probabilities
+
+    @property
+    def probabilities(self) -> Tensor:
+        return (self.logits / self.temperature).softmax(dim=1)
 
     @property
     def predicted(self) -> Tensor:
-        return self.probabilities.argmax(dim=1)
-
-    @property
-    def confidences(self) -> Tensor:
-        return self.probabilities.amax(dim=1)
+        return self.logits.argmax(dim=1)
 
     @property
     def losses(self) -> Tensor:
         """Cross-entropy of each image, without label smoothing."""
-        return F.nll_loss(self.probabilities.clamp_min(1e-12).log(), self.labels, reduction="none")
+        return metrics.losses(self.logits / self.temperature, self.labels)
 
     @property
     def accuracy(self) -> float:
-        return (self.predicted == self.labels).double().mean().item()
-
-    @property
-    def accuracy_tta(self) -> float:
-        return (self.tta.argmax(dim=1) == self.labels).double().mean().item()
+        return metrics.accuracy(self.logits, self.labels)
 
 
-@torch.inference_mode()
 def predict(learn: Learner, dl) -> Predictions:
     """Predict every image of a labelled loader, plain and with test-time augmentation, in one pass over it."""
-    model = learn.model.eval()
+    return predict_batches(learn.model, ((x.as_subclass(Tensor), y.as_subclass(Tensor)) for x, y in dl))
+
+
+@torch.no_grad()
+def predict_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], temperature: float = 1.0) -> Predictions:
+    """The same for batches of normalised images and labels."""
+    model.eval()
     outputs = []
-    for x, y in dl:
-        x, y = x.as_subclass(Tensor), y.as_subclass(Tensor)
+    for x, y in batches:
         plain = model(x)
-        outputs.append((plain.softmax(dim=1).cpu(), tta_logits(model, x, plain).softmax(dim=1).cpu(), y.cpu()))
-    return Predictions(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        outputs.append((plain.cpu(), tta_logits(model, x, plain).cpu(), y.cpu()))
+    return Predictions(*(torch.cat(parts) for parts in zip(*outputs, strict=True)), temperature)
 
 
 class Interpretation(ClassificationInterpretation):
@@ -69,55 +70,92 @@ class Interpretation(ClassificationInterpretation):
 
     def confusion_matrix(self) -> np.ndarray:
         """Counts (C, C), rows true and columns predicted."""
-        n_classes = len(self.vocab)
-        pairs = self.predictions.labels * n_classes + self.predictions.predicted
-        return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes).numpy()
+        return metrics.confusion_matrix(self.predictions.predicted, self.predictions.labels, len(self.vocab))
 
 
-def split_metrics(predictions: Predictions, matrix: np.ndarray, classes) -> dict:
+def split_figures(test: Predictions, classes) -> dict:
     """The figures of metrics.json that speak of the test split."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    supports = matrix.sum(axis=1)
-    recalls = matrix.diagonal() / np.maximum(supports, 1)
-    ece = multiclass_calibration_error(predictions.probabilities, predictions.labels, num_classes=len(classes), n_bins=15)
+    n, labels, uncalibrated = len(test.labels), test.labels, replace(test, temperature=1.0)
+    matrix = metrics.confusion_matrix(test.predicted, labels, len(classes))
+    per_class = metrics.per_class(matrix, classes)
+    accuracy_tta = metrics.accuracy(test.tta, labels)
     return {
-        "test_accuracy": predictions.accuracy,
-        "test_accuracy_tta": predictions.accuracy_tta,
-        "test_loss": predictions.losses.mean().item(),
-        "per_class_accuracy": {name: float(recall) for name, recall in zip(classes, recalls, strict=True)},
+        "test_accuracy": test.accuracy,
+        "test_accuracy_interval": metrics.wilson_interval(test.accuracy, n),
+        "test_accuracy_tta": accuracy_tta,
+        "test_accuracy_tta_interval": metrics.wilson_interval(accuracy_tta, n),
+        "test_top2_accuracy": metrics.accuracy(test.logits, labels, k=2),
+        "temperature": test.temperature,
+        "test_loss": test.losses.mean().item(),
+        "test_loss_uncalibrated": uncalibrated.losses.mean().item(),
+        "ece": metrics.calibration_error(test.probabilities, labels),
+        "ece_uncalibrated": metrics.calibration_error(uncalibrated.probabilities, labels),
+        "per_class_accuracy": {name: figures_["recall"] for name, figures_ in per_class.items()},
+        "per_class": per_class,
         "confusion_matrix": matrix.tolist(),
-        "ece": ece.item(),
+        "confused_pairs": metrics.confused_pairs(matrix, classes),
+        "risk_coverage": metrics.risk_coverage(test.probabilities, labels),
     }
 
 
-def evaluate(learn: Learner, training: Training, folder: Path) -> dict:
-    """Predict validation and test split once each; leave tables and pictures in `folder` and return the figures."""
-    classes = list(learn.dls.vocab)
-    valid, test = predict(learn, learn.dls.valid), predict(learn, learn.dls.test)
-    interpretation = Interpretation(learn, learn.dls.test, test)
-    matrix = interpretation.confusion_matrix()
-    metrics = split_metrics(test, matrix, classes)
-    metrics |= {"valid_accuracy": valid.accuracy, "valid_loss": valid.losses.mean().item(), "classes": classes}
-    _write_predictions(folder / "predictions.csv", test, classes)
+def draw_training(learn: Learner, training: Training, folder: Path) -> None:
+    """The pictures of how the training went."""
     pictures = {
         "loss_curve": figures.loss_curve(training.history, training.best_epoch),
         "lr_schedule": figures.lr_schedule(training.lrs, len(learn.dls.train)),
-        "confusion_matrix": figures.confusion_matrix(matrix, classes),
-        "per_class_accuracy": figures.per_class_accuracy(metrics["per_class_accuracy"], test.accuracy),
-        "top_losses": _top_losses(interpretation, learn.dls.data, classes),
-        "samples": _samples(learn.dls, classes),
+        "samples": _samples(learn.dls, list(learn.dls.vocab)),
     }
+    _save(pictures, folder)
+
+
+def evaluate(learn: Learner, folder: Path) -> dict:
+    """Predict validation and test split once each; leave tables and pictures in `folder` and return the figures.
+
+    The validation split gives the temperature by which confidences are calibrated; the test split decides nothing.
+    """
+    classes = list(learn.dls.vocab)
+    valid, test = predict(learn, learn.dls.valid), predict(learn, learn.dls.test)
+    temperature = metrics.fit_temperature(valid.logits, valid.labels)
+    valid, test = replace(valid, temperature=temperature), replace(test, temperature=temperature)
+    found = split_figures(test, classes)
+    found |= {
+        "valid_accuracy": valid.accuracy,
+        "valid_accuracy_interval": metrics.wilson_interval(valid.accuracy, len(valid.labels)),
+        "valid_loss": valid.losses.mean().item(),
+        "classes": classes,
+    }
+    _write_predictions(folder / "predictions.csv", test, classes)
+    interpretation = Interpretation(learn, learn.dls.test, test)
+    before = metrics.reliability(replace(test, temperature=1.0).probabilities, test.labels)
+    after = metrics.reliability(test.probabilities, test.labels)
+    pictures = {
+        "confusion_matrix": figures.confusion_matrix(interpretation.confusion_matrix(), classes),
+        "per_class_accuracy": figures.per_class_accuracy(found["per_class_accuracy"], test.accuracy),
+        "reliability": figures.reliability(before, after, found["ece_uncalibrated"], found["ece"]),
+        "risk_coverage": figures.risk_coverage(*_ranked(test)),
+        "top_losses": _top_losses(interpretation, learn.dls.data, classes),
+    }
+    _save(pictures, folder)
+    return found
+
+
+def _save(pictures: dict, folder: Path) -> None:
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=120)
-    return metrics
+
+
+def _ranked(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences from the highest down, and whether each prediction is right."""
+    confidences, order = predictions.probabilities.amax(dim=1).sort(descending=True)
+    return confidences.numpy(), (predictions.predicted == predictions.labels)[order].numpy()
 
 
 def _write_predictions(path: Path, predictions: Predictions, classes: list[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "label", "predicted", "confidence"])
-        rows = zip(predictions.labels, predictions.predicted, predictions.confidences, strict=True)
+        confidences = predictions.probabilities.amax(dim=1)
+        rows = zip(predictions.labels, predictions.predicted, confidences, strict=True)
         for index, (label, predicted, confidence) in enumerate(rows):
             writer.writerow([index, classes[label], classes[predicted], f"{confidence:.6f}"])
 
@@ -125,9 +163,10 @@ def _write_predictions(path: Path, predictions: Predictions, classes: list[str])
 def _top_losses(interpretation: Interpretation, data, classes: list[str]):
     losses, indices = interpretation.top_losses(min(N_TOP_LOSSES, data.n_test))
     predictions = interpretation.predictions
+    confidences = predictions.probabilities.amax(dim=1)
     captions = [
         f"{classes[predictions.labels[i]]}\ntaken for {classes[predictions.predicted[i]]}\n"
-        f"at {predictions.confidences[i]:.0%}, loss {loss:.1f}"
+        f"at {confidences[i]:.0%}, loss {loss:.1f}"
         for loss, i in zip(losses, indices, strict=True)
     ]
     images = data.images[data.n_train + indices.numpy()]

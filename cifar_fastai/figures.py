@@ -80,6 +80,45 @@ def per_class_accuracy(accuracies: dict[str, float], overall: float) -> Figure:
     return figure
 
 
+def reliability(before: list[dict], after: list[dict], error_before: float, error_after: float) -> Figure:
+    """Accuracy against confidence, bin by bin, before and after calibration, with the share of the images in each bin."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(f"Calibration on the validation split brings the error from {error_before:.3f} to {error_after:.3f}")
+    panels = (("as trained", before, error_before), ("calibrated", after, error_after))
+    for axes, (name, rows, error) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        confidences, accuracies = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
+        total = sum(row["count"] for row in rows)
+        axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", label="perfectly calibrated")
+        axes.vlines(confidences, confidences, accuracies, color=ORANGE, label="gap")
+        axes.plot(confidences, accuracies, color=BLUE, marker="o", label="accuracy")
+        axes.bar(confidences, [row["count"] / total for row in rows], width=0.03, color=BLUE, alpha=0.2, label="images")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=f"{name}: error {error:.3f}")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(frameon=False, loc="upper left")
+        _plain(axes)
+    return figure
+
+
+def risk_coverage(confidences: np.ndarray, right: np.ndarray) -> Figure:
+    """Accuracy over the most confident share of the images, by that share. Both arrays from the most confident down."""
+    accuracies = np.cumsum(right) / np.arange(1, len(right) + 1)
+    shares = np.arange(1, len(right) + 1) / len(right)
+    half = accuracies[len(right) // 2]
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(shares, accuracies, color=BLUE)
+    axes.axhline(accuracies[-1], color=ORANGE, linestyle=":", label=f"all images {accuracies[-1]:.1%}")
+    title = f"Of the half it is surest of, the network gets {half:.1%} right"
+    axes.set(xlabel="share of the images answered, the surest first", ylabel="accuracy", title=title, xlim=(0, 1))
+    axes.set_ylim(min(0.95, accuracies[len(right) // 50 :].min() - 0.02), 1.002)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False, loc="lower left")
+    _plain(axes)
+    return figure
+
+
 def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int = 6) -> Figure:
     """uint8 images (N, H, W, 3) side by side with a caption above each."""
     rows = -(-len(images) // columns)

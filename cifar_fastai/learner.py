@@ -53,6 +53,20 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
     )
 
 
+class CalibratedLoss(CrossEntropyLossFlat):
+    """Cross-entropy of logits divided by a temperature: with it `learn.predict` gives calibrated confidences."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def __call__(self, inp, targ, **kwargs):
+        return super().__call__(inp / self.temperature, targ, **kwargs)
+
+    def activation(self, out):
+        return F.softmax(out / self.temperature, dim=-1)
+
+
 def check_model(name: str) -> None:
     """Raises UserError, naming the nearest, if there is no model of this name."""
     if name not in MODELS:

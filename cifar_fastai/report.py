@@ -9,6 +9,8 @@ PICTURES = {
     "loss_curve": "Loss and accuracy by epoch",
     "confusion_matrix": "Confusion matrix of the test split",
     "per_class_accuracy": "Accuracy of each class",
+    "reliability": "How far confidence can be trusted",
+    "risk_coverage": "Accuracy when only the surest answers count",
     "top_losses": "Test images with the highest loss",
     "samples": "Training images after augmentation",
     "lr_schedule": "Learning rate by epoch",
@@ -33,10 +35,12 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     data = metrics["data"]
     summary = {
         "test accuracy": f"{metrics['test_accuracy']:.2%}",
+        "95 % interval": "{:.2%} to {:.2%}".format(*metrics["test_accuracy_interval"]),
         "with TTA": f"{metrics['test_accuracy_tta']:.2%}",
+        "top-2 accuracy": f"{metrics['test_top2_accuracy']:.2%}",
         "validation accuracy": f"{metrics['valid_accuracy']:.2%}",
         "test loss": f"{metrics['test_loss']:.3f}",
-        "calibration error": f"{metrics['ece']:.3f}",
+        "calibration error": f"{metrics['ece']:.3f} (was {metrics['ece_uncalibrated']:.3f})",
         "best epoch": f"{metrics['best_epoch']} of {metrics['epochs_run']}",
         "training time": f"{metrics['train_seconds'] / 60:.1f} min",
         "parameters": f"{metrics['n_params']:,}",
@@ -55,7 +59,10 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
 test split was used once, at the end. TTA: test-time augmentation, the average over six views of each image.</p>
 <dl class="summary">{cards}</dl>
 {pictures}
-<h2>Classes</h2><div class="scroll">{_table(("class", "accuracy"), _class_rows(metrics))}</div>
+<h2>Classes</h2><div class="scroll">{_table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))}</div>
+<h2>Most confused</h2><div class="scroll">{_table(("class", "taken for", "images", "share"), _pair_rows(metrics))}</div>
+<h2>When only confident answers count</h2>
+<div class="scroll">{_table(("confidence from", "answers", "of those right"), _coverage_rows(metrics))}</div>
 <h2>Repeat it</h2><pre>{escape(config["command"])}</pre>
 <h2>Recipe</h2><div class="scroll">{_table(("field", "value"), config["recipe"].items())}</div>
 <h2>Environment</h2><div class="scroll">{_table(("what", "which"), _environment_rows(metrics))}</div>
@@ -67,7 +74,20 @@ test split was used once, at the end. TTA: test-time augmentation, the average o
 
 
 def _class_rows(metrics: dict):
-    return [(name, f"{share:.2%}") for name, share in metrics["per_class_accuracy"].items()]
+    for name, figures in metrics["per_class"].items():
+        shares = (f"{figures[key]:.2%}" for key in ("precision", "recall", "f1"))
+        yield (name, *shares, f"{figures['support']:,}")
+
+
+def _pair_rows(metrics: dict):
+    for pair in metrics["confused_pairs"]:
+        yield (pair["class"], pair["taken_for"], str(pair["count"]), f"{pair['share']:.1%}")
+
+
+def _coverage_rows(metrics: dict):
+    for row in metrics["risk_coverage"]:
+        if row["accuracy"] is not None:
+            yield (f"{row['threshold']:.0%}", f"{row['coverage']:.1%}", f"{row['accuracy']:.2%}")
 
 
 def _environment_rows(metrics: dict):

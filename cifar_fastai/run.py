@@ -18,7 +18,7 @@ from cifar_fastai.artifacts import write_export
 from cifar_fastai.cache import load_data
 from cifar_fastai.data import dataloaders
 from cifar_fastai.errors import UserError
-from cifar_fastai.evaluation import evaluate
+from cifar_fastai.evaluation import draw_training, evaluate
 from cifar_fastai.learner import check_model, create_learner
 from cifar_fastai.models import count_flops, count_parameters
 from cifar_fastai.recipes import Recipe
@@ -26,6 +26,10 @@ from cifar_fastai.report import write_report
 from cifar_fastai.training import Training, train
 
 SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
+EXPORTED_FIGURES = (
+    "test_accuracy", "test_accuracy_interval", "test_accuracy_tta", "test_loss", "ece", "per_class", "confusion_matrix",
+    "risk_coverage",
+)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 
 
@@ -64,23 +68,29 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     name = options.name or f"{recipe.name}-{_as_name(data.source)}"
     folder = _make_run_folder(options.out, name, started)
     config = _config(name, recipe, options)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     _announce(dls, recipe, learn, options.device, folder)
 
     training = train(learn, recipe, folder)
 
-    metrics = evaluate(learn, training, folder) | _record(dls, learn, training, options)
-    _write_json(folder / "metrics.json", metrics)
-    _say(
-        "test",
-        f"accuracy {metrics['test_accuracy']:.2%}, with TTA {metrics['test_accuracy_tta']:.2%}, "
-        f"loss {metrics['test_loss']:.4f} (best epoch {training.best_epoch} by validation loss)",
-    )
-    _say("report", write_report(folder, metrics, config))
-    export = options.exports / name
-    _export(export, learn, name, recipe, metrics, started)
-    _say("export", f"{export}: try `python predict.py --export {export} IMAGE` or `python app.py --export {export}`")
+    draw_training(learn, training, folder)
+    metrics = evaluate(learn, folder) | _record(dls, learn, training, options)
+    record_metrics(folder, metrics, config)
+    export_run(options.exports / name, learn, name, recipe, metrics)
     return folder
+
+
+def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
+    """Write metrics.json and report.html, and say what came out."""
+    write_json(folder / "metrics.json", metrics)
+    low, high = metrics["test_accuracy_interval"]
+    say(
+        "test",
+        f"accuracy {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), with TTA "
+        f"{metrics['test_accuracy_tta']:.2%}, loss {metrics['test_loss']:.4f} (best epoch {metrics['best_epoch']} by "
+        "validation loss)",
+    )
+    say("report", write_report(folder, metrics, config))
 
 
 def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
@@ -91,7 +101,7 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     name = options.name or f"{recipe.name}-{_as_name(Path(options.source).name)}"
     runs = []
     for seed in range(options.seed, options.seed + n):
-        _say("seed", f"{seed}, run {len(runs) + 1} of {n}")
+        say("seed", f"{seed}, run {len(runs) + 1} of {n}")
         folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
         metrics = json.loads((folder / "metrics.json").read_bytes())
         runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
@@ -100,11 +110,11 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     for key, values in columns.items():
         summary["mean"][key], summary["std"][key] = statistics.mean(values), statistics.stdev(values)
     path = options.out / f"{runs[0]['folder']}-to-{runs[-1]['seed']}.json"
-    _write_json(path, summary)
+    write_json(path, summary)
     for key in ("test_accuracy", "test_accuracy_tta"):
         each = ", ".join(f"{value:.2%}" for value in columns[key])
-        _say("seeds", f"{key}: mean {summary['mean'][key]:.2%}, standard deviation {summary['std'][key]:.2%} ({each})")
-    _say("seeds", path)
+        say("seeds", f"{key}: mean {summary['mean'][key]:.2%}, standard deviation {summary['std'][key]:.2%} ({each})")
+    say("seeds", path)
     return path
 
 
@@ -117,12 +127,12 @@ def _config(name: str, recipe: Recipe, options: RunOptions) -> dict:
 def _announce(dls, recipe: Recipe, learn, device: str, folder: Path) -> None:
     data = dls.data
     for warning in data.warnings:
-        _say("warning", warning)
+        say("warning", warning)
     counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
-    _say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
+    say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
     cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
-    _say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device}")
-    _say("run", folder)
+    say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device}")
+    say("run", folder)
 
 
 def _record(dls, learn, training: Training, options: RunOptions) -> dict:
@@ -146,7 +156,8 @@ def _record(dls, learn, training: Training, options: RunOptions) -> dict:
     }
 
 
-def _export(folder: Path, learn, name: str, recipe: Recipe, metrics: dict, started: float) -> None:
+def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) -> None:
+    """Export a run's learner with the figures of its metrics.json, and say where it is."""
     data = metrics["data"]
     training_data = f"{data['source']}, {data['n_train']:,} images ({data['encoding']})"
     keys = ("n_params", "epochs_run", "best_epoch", "seed", "device", "hardware", "train_seconds", "git_commit")
@@ -154,12 +165,14 @@ def _export(folder: Path, learn, name: str, recipe: Recipe, metrics: dict, start
         folder,
         learn,
         name=name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         model=recipe.model,
+        temperature=metrics["temperature"],
         training={"recipe": recipe.name, "data": training_data, **{key: metrics[key] for key in keys}},
-        test={key: metrics[key] for key in ("test_accuracy", "test_accuracy_tta", "test_loss", "ece", "per_class_accuracy")},
+        test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],
     )
+    say("export", f"{folder}: try `python predict.py --export {folder} IMAGE` or `python app.py --export {folder}`")
 
 
 def _make_run_folder(out: Path, name: str, started: float) -> Path:
@@ -227,9 +240,11 @@ def git_commit() -> str | None:
         return None
 
 
-def _write_json(path: Path, value) -> None:
+def write_json(path: Path, value) -> None:
+    """Indented, in UTF-8."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _say(what: str, words) -> None:
+def say(what: str, words) -> None:
+    """A line of progress: what it is about, and the words."""
     print(f"{what:<8} {words}", flush=True)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from cifar_fastai import Classifier, create_learner, dataloaders, fit, get_recipe, load_learner
 from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_export, write_manifest
 from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai.learner import CalibratedLoss
 from cifar_fastai.recipes import RECIPES
 
 
@@ -104,12 +105,20 @@ def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
     training = {"recipe": name, "data": "digits", "n_params": 1, "epochs_run": 1, "seed": 1, "hardware": "here"}
     facts = {
         "training": {**training, "train_seconds": 1},
-        "test": {"test_accuracy": 0.1, "test_accuracy_tta": 0.1, "test_loss": 2.3},
+        "test": {
+            "test_accuracy": 0.1,
+            "test_accuracy_interval": [0, 1],
+            "test_accuracy_tta": 0.1,
+            "test_loss": 2,
+            "ece": 0.1,
+        },
+        "temperature": 1.5,
         "versions": {"python": "3"},
     }
     with learn.no_bar():
         fit(learn, recipe)
         write_export(tmp_path / "x", learn, name="x", created="2030", model=recipe.model, **facts)
+        learn.loss_func = CalibratedLoss(1.5)
         expected = learn.predict(photo)[2]
     safe = load_learner(tmp_path / "x")
     with pytest.warns(UserWarning, match="insecure pickle"):
@@ -145,7 +154,7 @@ DAMAGE = {
     "manifest empty": (lambda e: (e / "MANIFEST.json").write_text(""), "MANIFEST.json is damaged"),
     "manifest a list": (lambda e: (e / "MANIFEST.json").write_text("[]"), "MANIFEST.json is damaged"),
     "config no object": (lambda e: ((e / "config.json").write_text("[]"), write_manifest(e)), "config.json is damaged"),
-    "schema of tomorrow": (lambda e: edit_config(e, schema=2), "schema 2"),
+    "schema of tomorrow": (lambda e: edit_config(e, schema=3), "schema 3"),
     "model unknown": (lambda e: edit_config(e, model="os.system"), "not known here"),
     "model of another kind": (lambda e: edit_config(e, model="base"), "does not fit"),
     "fewer classes": (lambda e: edit_config(e, classes=["a", "b"]), "does not fit"),
@@ -153,6 +162,9 @@ DAMAGE = {
     "huge images": (lambda e: edit_config(e, size=10**9), "impossible"),
     "std zero": (lambda e: edit_config(e, std=[0, 1, 1]), "impossible"),
     "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "impossible"),
+    "temperature zero": (lambda e: edit_config(e, temperature=0.0), "impossible"),
+    "temperature infinite": (lambda e: edit_config(e, temperature=float("inf")), "impossible"),
+    "other temperature": (lambda e: edit_config(e, temperature=0.5), "other probabilities"),
     "other normalisation": (lambda e: edit_config(e, mean=[0.9, 0.9, 0.9]), "other probabilities"),
     "NaN weight": (
         lambda e: change_weights(e, lambda w: w["head.5.bias"][0].fill_(float("nan"))),

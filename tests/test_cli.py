@@ -16,7 +16,7 @@ from PIL import Image
 
 RUN_FILES = (
     "checkpoints config.json confusion_matrix.png history.csv loss_curve.png lr_schedule.png metrics.json "
-    "per_class_accuracy.png predictions.csv report.html samples.png top_losses.png"
+    "per_class_accuracy.png predictions.csv reliability.png report.html risk_coverage.png samples.png top_losses.png"
 ).split()
 
 

@@ -3,18 +3,31 @@
 import csv
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from cifar_fastai import Classifier
+from cifar_fastai import metrics as our_metrics
 from cifar_fastai.cache import load_data
 from cifar_fastai.evaluation import Interpretation, Predictions
 
-PICTURES = ("loss_curve", "lr_schedule", "confusion_matrix", "per_class_accuracy", "top_losses", "samples")
+PICTURES = (
+    "loss_curve lr_schedule confusion_matrix per_class_accuracy reliability risk_coverage top_losses samples"
+).split()
 METRICS = (
     "test_accuracy test_accuracy_tta test_loss valid_accuracy valid_loss per_class_accuracy confusion_matrix classes ece "
     "n_params epochs_run best_epoch train_seconds images_per_second peak_memory_mb data versions device seed git_commit"
@@ -91,7 +104,7 @@ def test_interpretation_computes_fastais_own_matrix(trained):
     trained.dls.valid.dataset.tls[0].tfms.fs[0].data = data  # give the loaded learner its images back
     trained.dls.valid.dataset.tls[1].tfms.fs[0].data = data
     dl = trained.dls.test_dl(range(data.n_train, data.n_train + 100), with_labels=True)
-    ours = Interpretation(trained, dl, predict(trained, dl))
+    ours = Interpretation(trained, dl, replace(predict(trained, dl), temperature=trained.loss_func.temperature))
     theirs = ClassificationInterpretation.from_learner(trained, dl=dl)
     assert (ours.confusion_matrix() == theirs.confusion_matrix()).all()
     assert ours.confusion_matrix().sum() == 100
@@ -100,9 +113,107 @@ def test_interpretation_computes_fastais_own_matrix(trained):
 
 
 def test_losses_of_impossible_confidence_are_finite():
-    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
     predictions = Predictions(certain, certain, torch.tensor([1, 1]))
     assert predictions.losses.isfinite().all() and predictions.accuracy == 0.5
+
+
+# --- against other libraries, on logits made up ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    """Logits of a classifier that is right now and then and far too sure of it, and their labels.
+
+    Of normal scores with unit variance, the right one's mean higher by 1.5, the log-likelihoods are 1.5 times the scores:
+    four times the scores are calibrated by a temperature of 4 / 1.5.
+    """
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (2000,), generator=random)
+    logits = torch.randn(2000, 5, generator=random) + 1.5 * torch.nn.functional.one_hot(labels, 5)
+    return 4 * logits, labels
+
+
+def test_per_class_figures_against_scikit_learn(metrics, predictions):
+    labels, predicted = ([row[column] for row in predictions] for column in ("label", "predicted"))
+    columns = precision_recall_fscore_support(labels, predicted, labels=metrics["classes"], zero_division=0)
+    for number, name in enumerate(("precision", "recall", "f1", "support")):
+        ours = [figures[name] for figures in metrics["per_class"].values()]
+        assert ours == pytest.approx(columns[number].tolist())
+
+
+def test_a_class_never_predicted_has_no_precision_and_no_error():
+    figures = our_metrics.per_class(np.array([[3, 0], [2, 0]]), ["a", "b"])
+    assert figures["b"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
+
+
+def test_confused_pairs_by_counting(metrics, predictions):
+    pairs = Counter((row["label"], row["predicted"]) for row in predictions if row["label"] != row["predicted"])
+    ours = {(pair["class"], pair["taken_for"]): pair["count"] for pair in metrics["confused_pairs"]}
+    assert list(ours.values()) == sorted(pairs.values(), reverse=True)[:10]
+    assert all(pairs[pair] == count for pair, count in ours.items())
+    supports = Counter(row["label"] for row in predictions)
+    assert all(pair["share"] == pytest.approx(pair["count"] / supports[pair["class"]]) for pair in metrics["confused_pairs"])
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.9, 10_000), (0.5, 7), (1.0, 30), (0.0, 30)])
+def test_wilsons_interval_against_scipy(share, n):
+    expected = binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    ours = our_metrics.wilson_interval(round(share * n) / n, n)
+    assert ours == pytest.approx([expected.low, expected.high], abs=1e-6)
+
+
+def test_intervals_hold_what_they_should(metrics):
+    for name in ("test_accuracy", "test_accuracy_tta", "valid_accuracy"):
+        low, high = metrics[f"{name}_interval"]
+        assert low < metrics[name] < high or metrics[name] == 1
+
+
+def test_top2_against_scikit_learn(made_up):
+    logits, labels = made_up
+    assert our_metrics.accuracy(logits, labels, k=2) == pytest.approx(top_k_accuracy_score(labels, logits, k=2))
+
+
+def test_temperature_against_a_search_by_hand(made_up):
+    logits, labels = made_up
+
+    def loss(temperature):
+        return torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
+
+    ours = our_metrics.fit_temperature(logits, labels)
+    by_hand = minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-8}).x
+    assert ours == pytest.approx(by_hand, rel=1e-4) and ours == pytest.approx(4 / 1.5, rel=0.03)
+    sure, calibrated = (our_metrics.calibration_error((logits / t).softmax(dim=1), labels) for t in (1, ours))
+    assert calibrated < 0.04 < sure
+
+
+def test_a_perfect_classifier_gets_a_finite_temperature():
+    labels = torch.arange(100) % 5
+    assert 0 < our_metrics.fit_temperature(10.0 * torch.nn.functional.one_hot(labels, 5), labels) < 1
+
+
+def test_reliability_bins_add_up_to_the_calibration_error(made_up):
+    logits, labels = made_up
+    probabilities = logits.softmax(dim=1)
+    rows = our_metrics.reliability(probabilities, labels)
+    assert sum(row["count"] for row in rows) == len(labels)
+    by_bins = sum(row["count"] / len(labels) * abs(row["confidence"] - row["accuracy"]) for row in rows)
+    assert by_bins == pytest.approx(our_metrics.calibration_error(probabilities, labels), abs=1e-6)
+
+
+def test_risk_and_coverage_by_counting(metrics, predictions):
+    confidences = np.array([float(row["confidence"]) for row in predictions])
+    right = np.array([row["label"] == row["predicted"] for row in predictions])
+    for row in metrics["risk_coverage"]:
+        counted = confidences >= row["threshold"]
+        assert row["coverage"] == pytest.approx(counted.mean(), abs=1e-3)
+        assert row["accuracy"] == pytest.approx(right[counted].mean(), abs=2e-3)
+
+
+def test_calibration_changes_no_prediction_and_lowers_the_validation_loss(metrics, digits_run):
+    assert metrics["temperature"] != 1.0 and metrics["test_accuracy"] > 0.9
+    config = json.loads((digits_run.export / "config.json").read_text())
+    assert config["temperature"] == metrics["temperature"]
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -1,0 +1,79 @@
+"""What can be done with a training that is over: evaluate it again, export it again, judge an export on other images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.learner import Learner
+
+from cifar_fastai.artifacts import Export, normalize
+from cifar_fastai.cache import load_data
+from cifar_fastai.data import EVAL_BATCH, dataloaders
+from cifar_fastai.errors import DataError, UserError
+from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
+from cifar_fastai.learner import create_learner
+from cifar_fastai.recipes import Recipe
+from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics
+from cifar_fastai.sources import ImageData
+
+
+def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, dict, dict]:
+    """A run's learner with its best weights, recipe, config.json and metrics.json.
+
+    source: where the run's data lies now, if not where it lay then. Raises UserError and DataError, the latter too if
+    the data is not what the run was trained on.
+    """
+    try:
+        config, metrics = (json.loads((folder / name).read_bytes()) for name in ("config.json", "metrics.json"))
+        fields = config["recipe"]
+        recipe = Recipe(**{**fields, "moms": tuple(fields["moms"])})
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no finished run: {Path(error.filename).name} is missing.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is a damaged run, or another version's ({type(error).__name__}: {error}).") from None
+    data = load_data(source or config["data"], recipe.size)
+    if data.fingerprint != metrics["data"]["fingerprint"]:
+        raise DataError(f"{data.source} holds other pixels than {folder} was trained on; name the same data with --data.")
+    dls = dataloaders(data, recipe, config["seed"], subset=config["subset"], device=torch.device(pick_device(None)))
+    learn = create_learner(dls, recipe, seed=config["seed"])
+    learn.path, learn.model_dir = folder, Path("checkpoints")
+    try:
+        learn.load("best", with_opt=False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder}/checkpoints/best.pth cannot be used: {str(error).splitlines()[0]}") from None
+    return learn, recipe, config, metrics
+
+
+def evaluate_run(folder: Path, source: str | None = None) -> dict:
+    """Evaluate a run's best checkpoint anew: its figures, pictures, metrics.json and report.html are replaced."""
+    learn, _, config, metrics = open_run(folder, source)
+    metrics |= evaluate(learn, folder) | {"evaluated_at_commit": git_commit()}
+    record_metrics(folder, metrics, config)
+    return metrics
+
+
+def reexport_run(folder: Path, exports: Path, source: str | None = None) -> Path:
+    """Write the export of a run's best checkpoint with the figures of its metrics.json; returns its path."""
+    learn, recipe, config, metrics = open_run(folder, source)
+    if "temperature" not in metrics:
+        raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
+    export_run(exports / config["name"], learn, config["name"], recipe, metrics)
+    return exports / config["name"]
+
+
+def evaluate_export(export: Export, data: ImageData) -> dict:
+    """An export's figures on the test split of any data whose classes it knows by name. Raises UserError."""
+    if strangers := sorted(set(data.classes) - set(export.classes)):
+        raise UserError(f"{export.folder} does not know the classes {', '.join(strangers)} of {data.source}.")
+    numbers = np.array([export.classes.index(name) for name in data.classes])
+
+    def batches():
+        for start in range(data.n_train, len(data.images), EVAL_BATCH):
+            rows = slice(start, start + EVAL_BATCH)
+            images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2)
+            x = normalize(images, export.config["mean"], export.config["std"])
+            yield x, torch.from_numpy(numbers[data.labels[rows]])
+
+    predictions = predict_batches(export.model, batches(), export.config["temperature"])
+    return split_figures(predictions, export.classes)

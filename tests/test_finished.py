@@ -1,0 +1,84 @@
+"""Runs and exports judged once more, through the commands."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import call, write_pictures
+from PIL import Image
+
+from cifar_fastai.artifacts import load_export
+
+
+@pytest.fixture
+def run(digits_run, tmp_path):
+    """A copy of the digits run that may be damaged."""
+    return shutil.copytree(digits_run.folder, tmp_path / "run")
+
+
+def test_evaluating_a_run_again_gives_the_same_figures(run, tmp_path):
+    before = json.loads((run / "metrics.json").read_text())
+    predictions = (run / "predictions.csv").read_text()
+    for name in ("predictions.csv", "report.html", "confusion_matrix.png"):
+        (run / name).unlink()
+    done = call("-m", "cifar_fastai", "evaluate", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((run / "metrics.json").read_text())
+    assert after.pop("evaluated_at_commit") and after == before
+    assert (run / "predictions.csv").read_text() == predictions
+    assert (run / "report.html").exists() and (run / "confusion_matrix.png").exists()
+
+
+def test_exporting_a_run_again_gives_the_same_export(run, digits_run, tmp_path):
+    done = call("-m", "cifar_fastai", "export", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again, first = load_export(tmp_path / "exports" / "digits"), load_export(digits_run.export)
+    assert {**again.config, "created": ""} == {**first.config, "created": ""}
+    weights = [folder / "model.safetensors" for folder in (again.folder, first.folder)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_an_export_is_judged_on_other_images(digits_run, tmp_path):
+    """Digits written to files, with classes in another order of numbers: the figures are those of the run."""
+    from cifar_fastai.cache import load_data
+
+    data = load_data("digits")
+    for row in range(len(data.images)):
+        split, name = "train" if row < data.n_train else "test", data.classes[data.labels[row]]
+        folder = tmp_path / "files" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if name != "0":  # a class fewer: the others' numbers are not the export's any more
+            Image.fromarray(data.images[row]).save(folder / f"{row}.png")
+    for split in ("train", "test"):
+        (tmp_path / "files" / split / "0").rmdir()
+    done = call("-m", "cifar_fastai", "evaluate", digits_run.export, "--data", tmp_path / "files", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    matrix = np.array(json.loads((digits_run.folder / "metrics.json").read_text())["confusion_matrix"])[1:]
+    right, n = matrix[:, 1:].diagonal().sum(), matrix.sum()
+    assert f"{n} test images of files" in done.stdout and f"accuracy  {right / n:.2%}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (lambda run: (run / "metrics.json").unlink(), 2, "is no finished run: metrics.json is missing"),
+        (lambda run: (run / "config.json").write_text("{}"), 2, "is a damaged run"),
+        (lambda run: (run / "checkpoints/best.pth").unlink(), 2, "best.pth cannot be used"),
+        (lambda run: (run / "checkpoints/best.pth").write_bytes(b"x"), 2, "best.pth cannot be used"),
+    ],
+)
+def test_runs_that_will_not_do(run, tmp_path, damage, code, words):
+    damage(run)
+    done = call("-m", "cifar_fastai", "evaluate", run, cwd=tmp_path)
+    assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_other_data_is_refused(run, digits_run, tmp_path):
+    colours = write_pictures(tmp_path / "colours")
+    done = call("-m", "cifar_fastai", "evaluate", run, "--data", colours, cwd=tmp_path)
+    assert done.returncode == 3 and "holds other pixels" in done.stderr
+    done = call("-m", "cifar_fastai", "evaluate", digits_run.export, "--data", colours, cwd=tmp_path)
+    assert done.returncode == 2 and "does not know the classes blue, green, red" in done.stderr
+    done = call("-m", "cifar_fastai", "evaluate", tmp_path / "nothing", cwd=tmp_path)
+    assert done.returncode == 5 and "There is no export at" in done.stderr
