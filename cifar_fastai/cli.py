@@ -305,13 +305,15 @@ def _evaluate(options) -> int:
 def _add_export_arguments(parser):
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run folder")
+    add("--name", metavar="NAME", help="of the export (default: the run's)")
     add("--data", metavar="SOURCE", help="where the run's data lies (default: where it lay then)")
 
 
 def _export(options) -> int:
+    _check_name(options.name)
     from cifar_fastai.finished import reexport_run
 
-    reexport_run(options.run, Path("exports"), options.data)
+    reexport_run(options.run, Path("exports"), options.name, options.data)
     return 0
 
 

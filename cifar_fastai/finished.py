@@ -40,7 +40,7 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
     learn.path, learn.model_dir = folder, Path("checkpoints")
     try:
         learn.load("best", with_opt=False)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes torch raise nearly anything
         raise UserError(f"{folder}/checkpoints/best.pth cannot be used: {str(error).splitlines()[0]}") from None
     return learn, recipe, config, metrics
 
@@ -53,13 +53,17 @@ def evaluate_run(folder: Path, source: str | None = None) -> dict:
     return metrics
 
 
-def reexport_run(folder: Path, exports: Path, source: str | None = None) -> Path:
-    """Write the export of a run's best checkpoint with the figures of its metrics.json; returns its path."""
+def reexport_run(folder: Path, exports: Path, name: str | None = None, source: str | None = None) -> Path:
+    """Write the export of a run's best checkpoint with the figures of its metrics.json; returns its path.
+
+    name: of the export, the run's by default.
+    """
     learn, recipe, config, metrics = open_run(folder, source)
     if "temperature" not in metrics:
         raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
-    export_run(exports / config["name"], learn, config["name"], recipe, metrics)
-    return exports / config["name"]
+    name = name or config["name"]
+    export_run(exports / name, learn, name, recipe, metrics)
+    return exports / name
 
 
 def evaluate_export(export: Export, data: ImageData) -> dict:

@@ -35,6 +35,8 @@ def test_exporting_a_run_again_gives_the_same_export(run, digits_run, tmp_path):
     assert done.returncode == 0, done.stderr
     again, first = load_export(tmp_path / "exports" / "digits"), load_export(digits_run.export)
     assert {**again.config, "created": ""} == {**first.config, "created": ""}
+    assert call("-m", "cifar_fastai", "export", run, "--name", "other", cwd=tmp_path).returncode == 0
+    assert load_export(tmp_path / "exports" / "other").config["name"] == "other"
     weights = [folder / "model.safetensors" for folder in (again.folder, first.folder)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

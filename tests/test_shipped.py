@@ -46,6 +46,18 @@ def test_the_readme_quotes_the_throughput():
     assert f"reaches {ratio:.2f} times" in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_quotes_the_pipeline():
+    result, readme = json.loads((ROOT / "results" / "pipeline.json").read_text()), (ROOT / "README.md").read_text()
+    for name in ("fast", "classic-sgd"):
+        figures = result[name]
+        speeds = [f"{np.median(speeds):,.0f}" for speeds in figures["images_per_second"].values()]
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` ("))
+        assert [cell.strip() for cell in row.split("|")[2:6]] == [*speeds, f"{figures['over_fastai']:.1f}"]
+    assert f"gives {result['fast']['images_per_second_on_one_core']:,.0f} images a second" in readme
+    assert f"takes {result['share_of_fit_base'] * 100:.1f} % of the time" in readme
+    assert f"it takes {np.median(result['seconds_to_first_batch']):.2f} s" in readme
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("CIFAR10_DATA"), reason="CIFAR10_DATA is not set")
 def test_the_export_reproduces_its_score():
