@@ -154,13 +154,15 @@ RECIPES = {
         ),
         Recipe(
             # As fast, in batches that fit a CPU's caches, which run half as fast again there as batches of 1024; learning
-            # rate and steps between lookaheads are scaled with the batch. Flip and translation as in airbench95.
+            # rate and steps between lookaheads are scaled with the batch. Flip, translation and cutout as in airbench96.
             name="cpu",
-            about="the network of `fast` trained longer and with more augmentation, in batches that suit a CPU's caches",
+            about="the network of `fast` trained longer, on images that grow, in batches that suit a CPU's caches",
+            measured="89.83 % on CIFAR-10's test split, 90.93 % with TTA (JPEG copy, 30 epochs, n=1, results/cpu)",
             bs=128,
             model="base",
             flip="alternating",
             crop_pad=4,
+            cutout=8,
             optimizer="sgd",
             lr=0.1875,
             wd=1.33e-3,
@@ -168,8 +170,8 @@ RECIPES = {
             label_smoothing=0.2,
             lookahead_steps=40,
             whiten_bias_epochs=3,
-            start_size=24,
-            grow_pct=0.5,
+            start_size=20,
+            grow_pct=0.7,
             pct_start=0.15,
             div=5.0,
             div_final=1000.0,
@@ -201,5 +203,5 @@ def get_recipe(name: str, **overrides) -> Recipe:
 def auto_recipe(device_type: str) -> tuple[str, str]:
     """The recipe that suits a device ("cuda", "mps" or "cpu"), and the reason in words."""
     if device_type == "cpu":
-        return "classic-adam", "a small network, which a CPU trains in half an hour"
-    return "fast", "the most accurate recipe, and an accelerator is here to carry it"
+        return "cpu", "the most accurate recipe here, made for a CPU"
+    return "fast", "made for an accelerator, and there is one"

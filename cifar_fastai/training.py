@@ -1,6 +1,7 @@
 """The training itself: fit_one_cycle inside a run folder, with history, checkpoints, early stopping and progress."""
 
 import csv
+import ctypes
 import math
 import sys
 import time
@@ -40,7 +41,15 @@ def train(learn: Learner, recipe: Recipe, folder: Path, stream=None) -> Training
     """
     learn.path, learn.model_dir = folder, Path("checkpoints")
     history, progress = History(folder / "history.csv"), Progress(stream)
-    cbs = [history, StopOnDivergence(), SaveBest(), SaveLast(), progress, EarlyStopping(recipe.patience, stream)]
+    cbs = [
+        history,
+        StopOnDivergence(),
+        SaveBest(),
+        SaveLast(),
+        ReturnMemory(),
+        progress,
+        EarlyStopping(recipe.patience, stream),
+    ]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     start = time.perf_counter()
     try:
@@ -131,6 +140,21 @@ class SaveLast(Callback):
 
     def after_epoch(self):
         self.learn.save("last", with_opt=True)
+
+
+class ReturnMemory(Callback):
+    """Gives freed memory back to the system after each epoch.
+
+    The C library's allocator (glibc's) keeps what was freed between blocks in use, and with batches of tens of megabytes
+    that adds up, over a long training, to several gigabytes. Elsewhere this does nothing.
+    """
+
+    order = SaveModelCallback.order + 1  # what was saved has just been in memory too
+
+    def after_epoch(self):
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if malloc_trim:
+            malloc_trim(0)
 
 
 class EarlyStopping(EarlyStoppingCallback):

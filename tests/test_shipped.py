@@ -62,7 +62,7 @@ def test_the_readme_quotes_the_pipeline():
 @pytest.mark.skipif(not os.environ.get("CIFAR10_DATA"), reason="CIFAR10_DATA is not set")
 def test_the_export_reproduces_its_score():
     data = load_data(os.environ["CIFAR10_DATA"])
-    run = RUNS["fast"]
+    run = RUNS[json.loads((EXPORT / "config.json").read_text())["training"]["recipe"]]
     if data.fingerprint != run["data"]["fingerprint"]:
         pytest.fail("CIFAR10_DATA holds other pixels than the export was measured on")
     classifier, predicted = Classifier(EXPORT), []

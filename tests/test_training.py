@@ -1,5 +1,8 @@
 import csv
 import io
+import platform
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +14,7 @@ from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import ProgressiveResizing
 from cifar_fastai.sources import ImageData
-from cifar_fastai.training import HISTORY_COLUMNS, Progress, train
+from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReturnMemory, train
 
 
 def random_data(n_train=240, n_test=20):
@@ -109,3 +112,18 @@ def test_the_estimate_knows_that_images_grow():
     assert progress._costs() == (np.mean(np.square(sides)) / 16**2, 4.0)
     progress.learn = SimpleNamespace()
     assert progress._costs() == (1.0, 1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone")
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks freed between blocks in use stay with the process until it is told to return them."""
+
+    def resident():
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1000 for line in status if line.startswith("RssAnon"))
+
+    blocks = [bytearray(100_000) for _ in range(2000)]
+    del blocks[1::2], blocks[1::2], blocks[1::2]
+    before = resident()
+    ReturnMemory().after_epoch()
+    assert resident() < before - 100
