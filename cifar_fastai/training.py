@@ -41,15 +41,8 @@ def train(learn: Learner, recipe: Recipe, folder: Path, stream=None) -> Training
     """
     learn.path, learn.model_dir = folder, Path("checkpoints")
     history, progress = History(folder / "history.csv"), Progress(stream)
-    cbs = [
-        history,
-        StopOnDivergence(),
-        SaveBest(),
-        SaveLast(),
-        ReturnMemory(),
-        progress,
-        EarlyStopping(recipe.patience, stream),
-    ]
+    keepers = [SaveBest(), SaveLast(), ReturnMemory()]
+    cbs = [history, StopOnDivergence(), *keepers, progress, EarlyStopping(recipe.patience, stream)]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     start = time.perf_counter()
     try:

@@ -60,7 +60,7 @@ def test_a_folder_of_pictures_to_an_answer(tmp_path):
     Image.new("RGB", (300, 200), (200, 20, 20)).save(tmp_path / "photo.jpg")
     answer = call("predict.py", "photo.jpg", cwd=tmp_path)
     assert re.fullmatch(r"photo\.jpg\tred\t\d+\.\d%\n", answer.stdout), answer.stdout + answer.stderr
-    assert (tmp_path / "exports" / "classic-adam-colours").is_dir()
+    assert (tmp_path / "exports" / "cpu-colours").is_dir()
 
 
 def test_other_sizes_from_training_to_prediction(tmp_path, photo):
@@ -174,7 +174,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
 def test_recipes_are_listed(tmp_path):
     done = call("train.py", "--recipe", "help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("classic-adam", "classic-sgd", "fast"):
+    for name in ("classic-adam", "classic-sgd", "fast", "cpu"):
         assert f"\n{name}\n" in "\n" + done.stdout
 
 
