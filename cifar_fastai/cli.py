@@ -22,7 +22,9 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     warnings.filterwarnings("always", category=ExportWarning)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        return options.function(options)
+        code = options.function(options)
+        sys.stdout.flush()  # here, where a reader that has left is expected
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -178,7 +178,9 @@ def test_temperature_against_a_search_by_hand(made_up):
     logits, labels = made_up
 
     def loss(temperature):
-        return torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
+        targets = torch.full_like(logits, (1 - 2001 / 2002) / 4, dtype=torch.double)  # Platt's, of 2,000 images
+        targets[torch.arange(2000), labels] = 2001 / 2002
+        return torch.nn.functional.cross_entropy(logits.double() / temperature, targets).item()
 
     ours = our_metrics.fit_temperature(logits, labels)
     by_hand = minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-8}).x
@@ -189,7 +191,9 @@ def test_temperature_against_a_search_by_hand(made_up):
 
 def test_a_perfect_classifier_gets_a_finite_temperature():
     labels = torch.arange(100) % 5
-    assert 0 < our_metrics.fit_temperature(10.0 * torch.nn.functional.one_hot(labels, 5), labels) < 1
+    logits = 10.0 * torch.nn.functional.one_hot(labels, 5)
+    temperature = our_metrics.fit_temperature(logits, labels)
+    assert (logits / temperature).softmax(dim=1).max() == pytest.approx(101 / 102, abs=1e-4)
 
 
 def test_reliability_bins_add_up_to_the_calibration_error(made_up):
