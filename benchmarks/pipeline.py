@@ -107,8 +107,7 @@ def write_files(source, folder: Path, n: int) -> None:
 
 
 def compare(folder: Path, name: str, rounds: int) -> dict:
-    recipe = get_recipe(name)
-    recipe = get_recipe(name, bs=min(recipe.bs, 512))
+    recipe = get_recipe(name, bs=min(get_recipe(name).bs, 512))
     pipelines = {pipeline.__name__: pipeline(folder, recipe) for pipeline in (ours, fastai, torchvision)}
     speeds = {which: [] for which in pipelines}
     for number in range(rounds):
