@@ -15,7 +15,7 @@ import statistics
 import time
 from pathlib import Path
 
-from cifar_fastai import create_learner, dataloaders, fit, get_recipe
+from cifar_fastai import create_learner, dataloaders, fit, get_recipe, metrics
 from cifar_fastai.evaluation import predict
 from cifar_fastai.run import git_commit, hardware, versions
 
@@ -44,7 +44,8 @@ def measure(source, recipe, seed: int) -> dict:
         fit(learn, recipe)
     seconds = time.perf_counter() - start
     valid = predict(learn, dls.valid)
-    return {"seed": seed, "valid_accuracy": valid.accuracy, "valid_accuracy_tta": valid.accuracy_tta, "seconds": seconds}
+    accuracy_tta = metrics.accuracy(valid.tta, valid.labels)
+    return {"seed": seed, "valid_accuracy": valid.accuracy, "valid_accuracy_tta": accuracy_tta, "seconds": seconds}
 
 
 def main():

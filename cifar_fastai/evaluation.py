@@ -12,10 +12,12 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from cifar_fastai import figures, metrics
+from cifar_fastai.explain import grad_cam, overlay
 from cifar_fastai.models import tta_logits
 from cifar_fastai.training import Training
 
-N_TOP_LOSSES = N_SAMPLES = 18
+N_TOP_LOSSES, N_SHOWN = 15, 24
+SHOWN_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,10 @@ def evaluate(learn: Learner, folder: Path) -> dict:
         "per_class_accuracy": figures.per_class_accuracy(found["per_class_accuracy"], test.accuracy),
         "reliability": figures.reliability(before, after, found["ece_uncalibrated"], found["ece"]),
         "risk_coverage": figures.risk_coverage(*_ranked(test)),
-        "top_losses": _top_losses(interpretation, learn.dls.data, classes),
+        "top_losses": _top_losses(learn, interpretation, classes),
+        "confident_mistakes": _confident_mistakes(learn.dls.data, test, classes),
+        "predictions": _random_predictions(learn.dls.data, test, classes),
+        "filters": figures.filters(_first_filters(learn.model)),
     }
     _save(pictures, folder)
     return found
@@ -160,20 +165,57 @@ def _write_predictions(path: Path, predictions: Predictions, classes: list[str])
             writer.writerow([index, classes[label], classes[predicted], f"{confidence:.6f}"])
 
 
-def _top_losses(interpretation: Interpretation, data, classes: list[str]):
-    losses, indices = interpretation.top_losses(min(N_TOP_LOSSES, data.n_test))
-    predictions = interpretation.predictions
+def _top_losses(learn: Learner, interpretation: Interpretation, classes: list[str]):
+    """The worst test images, beside each of them where the network saw its answer."""
+    data, predictions = learn.dls.data, interpretation.predictions
+    _, places = interpretation.top_losses(min(N_TOP_LOSSES, data.n_test))
+    rows = data.n_train + places.numpy()
+    (x,) = learn.dls.test_dl(rows, bs=len(rows)).one_batch()
+    answers = predictions.predicted[places].to(x.device)
+    heat = grad_cam(learn.model, x.as_subclass(Tensor), answers).cpu()
+    images = data.images[rows]
+    gap = np.full((*images.shape[:2], max(1, data.size // 16), 3), 255, np.uint8)
+    captions = [f"{caption}, loss {predictions.losses[i]:.1f}" for caption, i in _captions(predictions, places, classes)]
+    title = "The test images it was most wrong about, and where it saw what it answered (Grad-CAM)"
+    return figures.image_grid(np.concatenate([images, gap, overlay(images, heat)], axis=2), captions, title, columns=5)
+
+
+def _confident_mistakes(data, predictions: Predictions, classes: list[str]):
     confidences = predictions.probabilities.amax(dim=1)
-    captions = [
-        f"{classes[predictions.labels[i]]}\ntaken for {classes[predictions.predicted[i]]}\n"
-        f"at {confidences[i]:.0%}, loss {loss:.1f}"
-        for loss, i in zip(losses, indices, strict=True)
-    ]
-    images = data.images[data.n_train + indices.numpy()]
-    return figures.image_grid(images, captions, "The test images the network was most wrong about")
+    wrong = (predictions.predicted != predictions.labels).nonzero()[:, 0]
+    places = wrong[confidences[wrong].argsort(descending=True)][:N_SHOWN]
+    title = f"Of {len(wrong):,} mistakes in {data.n_test:,} answers, the most confident" if len(wrong) else "No mistakes"
+    return _test_images(data, predictions, places, classes, title)
+
+
+def _random_predictions(data, predictions: Predictions, classes: list[str]):
+    random = torch.Generator().manual_seed(SHOWN_SEED)
+    places = torch.randperm(data.n_test, generator=random)[:N_SHOWN]
+    right = int((predictions.predicted == predictions.labels)[places].sum())
+    return _test_images(data, predictions, places, classes, f"{len(places)} test images by chance: {right} right")
+
+
+def _test_images(data, predictions: Predictions, places: Tensor, classes: list[str], title: str):
+    captions = [caption for caption, _ in _captions(predictions, places, classes)]
+    return figures.image_grid(data.images[data.n_train + places.numpy()], captions, title)
+
+
+def _captions(predictions: Predictions, places: Tensor, classes: list[str]):
+    """What each of these images is, and what it was taken for with which confidence; and its place in the split."""
+    confidences = predictions.probabilities.amax(dim=1)
+    for i in places.tolist():
+        label, answer = classes[predictions.labels[i]], classes[predictions.predicted[i]]
+        taken = "right" if label == answer else f"taken for {answer}"
+        yield f"{label}\n{taken}, {confidences[i]:.0%}", i
+
+
+def _first_filters(model: nn.Module) -> np.ndarray:
+    """The weights of the first convolution, (N, 3, h, w)."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return first.weight.detach().cpu().numpy()
 
 
 def _samples(dls, classes: list[str]):
     x, y = dls.train.decode(dls.train.one_batch())
-    images = x[:N_SAMPLES].as_subclass(Tensor).permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    return figures.image_grid(images, [classes[label] for label in y[:N_SAMPLES]], "Training images as augmented")
+    images = x[:N_SHOWN].as_subclass(Tensor).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return figures.image_grid(images, [classes[label] for label in y[:N_SHOWN]], "Training images as augmented")

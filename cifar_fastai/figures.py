@@ -55,7 +55,8 @@ def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
     if len(classes) <= 30:
         for row, column in np.ndindex(*matrix.shape):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
+            text = f"{matrix[row, column]:,}\n{shares[row, column]:.0%}" if matrix[row, column] else "0"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes, rotation=45, ha="right")
     axes.set_yticks(ticks, classes)
@@ -121,8 +122,9 @@ def risk_coverage(confidences: np.ndarray, right: np.ndarray) -> Figure:
 
 def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int = 6) -> Figure:
     """uint8 images (N, H, W, 3) side by side with a caption above each."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2 * rows + 0.5), layout="constrained")
+    rows = max(1, -(-len(images) // columns))
+    width = 1.7 * max(1, images.shape[2] / images.shape[1] * 0.75)
+    figure = Figure(figsize=(width * columns, 2 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
@@ -130,6 +132,14 @@ def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int
             axes.imshow(images[place], interpolation="nearest")
             axes.set_title(captions[place], fontsize=8)
     return figure
+
+
+def filters(weights: np.ndarray) -> Figure:
+    """The filters (N, 3, h, w) of a first convolution, each stretched over the whole range of colours."""
+    span = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
+    images = ((weights / np.where(span > 0, span, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    title = f"What the first layer looks for: {len(weights)} filters of {weights.shape[2]} x {weights.shape[3]} pixels"
+    return image_grid(images, [""] * len(images), title, columns=8)
 
 
 def contact_sheet(columns: list[np.ndarray], names: list[str], title: str) -> Figure:

@@ -45,6 +45,11 @@ class ConvNet(nn.Module):
             nn.Dropout(dropout),
         )
 
+    @property
+    def last_maps(self) -> nn.Module:
+        """The layer that puts out the last feature maps, which tell where something is."""
+        return self.features[-1]
+
     def forward(self, x):
         return self.head(self.features(x))
 
@@ -103,6 +108,11 @@ class WhitenedNet(nn.Module):
         for conv in self.groups.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.dirac_(conv.weight[: conv.in_channels])
+
+    @property
+    def last_maps(self) -> nn.Module:
+        """The layer that puts out the last feature maps, which tell where something is."""
+        return self.groups[-1]
 
     def forward(self, x):
         x = self.groups(F.gelu(self.stem(x)))

@@ -5,72 +5,130 @@ import json
 from html import escape
 from pathlib import Path
 
-PICTURES = {
-    "loss_curve": "Loss and accuracy by epoch",
-    "confusion_matrix": "Confusion matrix of the test split",
-    "per_class_accuracy": "Accuracy of each class",
-    "reliability": "How far confidence can be trusted",
-    "risk_coverage": "Accuracy when only the surest answers count",
-    "top_losses": "Test images with the highest loss",
-    "samples": "Training images after augmentation",
-    "lr_schedule": "Learning rate by epoch",
+SECTIONS = {  # the pictures, by what they answer
+    "How good it is": {
+        "per_class_accuracy": "Accuracy of each class",
+        "confusion_matrix": "Confusion matrix of the test split",
+    },
+    "How far its confidence can be trusted": {
+        "reliability": "Accuracy against confidence, before and after calibration",
+        "risk_coverage": "Accuracy when only the surest answers count",
+    },
+    "Where it fails": {
+        "top_losses": "Test images with the highest loss, and where the network saw its answer (Grad-CAM)",
+        "confident_mistakes": "Its most confident mistakes",
+    },
+    "What it sees": {
+        "predictions": "Test images drawn by chance, and its answers",
+        "samples": "Training images after augmentation",
+        "filters": "Filters of the first layer",
+    },
+    "How it was trained": {
+        "loss_curve": "Loss and accuracy by epoch",
+        "lr_schedule": "Learning rate by epoch",
+    },
 }
 
 STYLE = """
+:root { color-scheme: light }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
+h1 { font-size: 1.6rem; margin-bottom: .5rem; overflow-wrap: anywhere }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072b2; padding-bottom: .25rem } h3 { font-size: 1rem }
+.lead { font-size: 1.1rem } .note { color: #555; font-size: .9rem }
 .summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 45%), 1fr)); gap: .75rem }
 .summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
-.summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
+.summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.2rem }
+figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
-table { border-collapse: collapse } td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
-@media print { h2 { break-after: avoid } img { break-inside: avoid } }
+@media print { body { font-size: 11pt } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } pre { white-space: pre-wrap } }
 """
 
 
 def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     """Write report.html from a run folder's figures, configuration and pictures; returns its path."""
+    tables = {
+        "How good it is": _heading("Classes", _table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))),
+        "How far its confidence can be trusted": _heading(
+            "When only confident answers count",
+            _table(("confidence from", "answers", "of those right"), _coverage_rows(metrics)),
+        ),
+        "Where it fails": _heading(
+            "Most confused", _table(("class", "taken for", "images", "share"), _pair_rows(metrics))
+        ),
+        "How it was trained": _heading("Recipe", _table(("field", "value"), config["recipe"].items()))
+        + _heading("Environment", _table(("what", "which"), _environment_rows(metrics))),
+    }
+    sections = "".join(
+        f"<h2>{title}</h2>{''.join(_picture(folder, *item) for item in pictures.items())}{tables.get(title, '')}"
+        for title, pictures in SECTIONS.items()
+    )
+    cards = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _summary(metrics).items())
+    body = f"""<h1>{escape(config["name"])}</h1>
+<p class="lead">{_lead(metrics)}</p>
+<dl class="summary">{cards}</dl>
+<p class="note">The epoch and the calibration were chosen on the validation split; the test split was used once, at the end.
+TTA: test-time augmentation, the average over six views of each image. Repeat it with:</p>
+<pre>{escape(config["command"])}</pre>
+{sections}"""
+    path = folder / "report.html"
+    path.write_text(page(f"{config['name']}: {metrics['test_accuracy']:.1%}", body), encoding="utf-8")
+    return path
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page that asks for nothing else, in the reports' style. body: HTML."""
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style>
+{body}
+</html>
+"""
+
+
+def _lead(metrics: dict) -> str:
+    """What came out, in a few sentences."""
     data = metrics["data"]
-    summary = {
+    low, high = metrics["test_accuracy_interval"]
+    words = (
+        f"Right on <strong>{metrics['test_accuracy']:.2%}</strong> of {data['n_test']:,} test images it had never seen (95 % "
+        f"interval {low:.1%} to {high:.1%}). It learned from {data['n_train']:,} images of {escape(data['source'])} "
+        f"({escape(data['encoding'])}) in {_duration(metrics['train_seconds'])} on {escape(metrics['hardware'])}; "
+        f"{data['n_valid']:,} more chose its best epoch."
+    )
+    if metrics["confused_pairs"]:
+        pair = metrics["confused_pairs"][0]
+        words += f" Its commonest mistake: {escape(pair['class'])} taken for {escape(pair['taken_for'])}, {pair['share']:.1%}."
+    return words
+
+
+def _summary(metrics: dict) -> dict[str, str]:
+    return {
         "test accuracy": f"{metrics['test_accuracy']:.2%}",
-        "95 % interval": "{:.2%} to {:.2%}".format(*metrics["test_accuracy_interval"]),
         "with TTA": f"{metrics['test_accuracy_tta']:.2%}",
-        "top-2 accuracy": f"{metrics['test_top2_accuracy']:.2%}",
         "validation accuracy": f"{metrics['valid_accuracy']:.2%}",
+        "top-2 accuracy": f"{metrics['test_top2_accuracy']:.2%}",
         "test loss": f"{metrics['test_loss']:.3f}",
         "calibration error": f"{metrics['ece']:.3f} (was {metrics['ece_uncalibrated']:.3f})",
         "best epoch": f"{metrics['best_epoch']} of {metrics['epochs_run']}",
-        "training time": f"{metrics['train_seconds'] / 60:.1f} min",
         "parameters": f"{metrics['n_params']:,}",
     }
-    split = f"{data['n_train']:,} training, {data['n_valid']:,} validation and {data['n_test']:,} test images"
-    cards = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
-    pictures = "".join(
-        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{_base64(folder / f"{name}.png")}">'
-        for name, caption in PICTURES.items()
-    )
-    html = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(config["name"])}: {metrics["test_accuracy"]:.1%}</title><style>{STYLE}</style>
-<h1>{escape(config["name"])}</h1>
-<p>{escape(data["source"])} ({escape(data["encoding"])} images): {split}. The epoch was chosen by validation loss; the
-test split was used once, at the end. TTA: test-time augmentation, the average over six views of each image.</p>
-<dl class="summary">{cards}</dl>
-{pictures}
-<h2>Classes</h2><div class="scroll">{_table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))}</div>
-<h2>Most confused</h2><div class="scroll">{_table(("class", "taken for", "images", "share"), _pair_rows(metrics))}</div>
-<h2>When only confident answers count</h2>
-<div class="scroll">{_table(("confidence from", "answers", "of those right"), _coverage_rows(metrics))}</div>
-<h2>Repeat it</h2><pre>{escape(config["command"])}</pre>
-<h2>Recipe</h2><div class="scroll">{_table(("field", "value"), config["recipe"].items())}</div>
-<h2>Environment</h2><div class="scroll">{_table(("what", "which"), _environment_rows(metrics))}</div>
-</html>
-"""
-    path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
-    return path
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _picture(folder: Path, name: str, caption: str) -> str:
+    image = f'<img alt="{caption}" src="data:image/png;base64,{_base64(folder / f"{name}.png")}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _heading(title: str, table: str) -> str:
+    return f'<h3>{title}</h3><div class="scroll">{table}</div>'
 
 
 def _class_rows(metrics: dict):

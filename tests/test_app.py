@@ -157,7 +157,7 @@ def test_the_report_in_the_browser(browser, digits_run):
         page.on("console", lambda message: errors.append(message.text))
         page.goto((digits_run.folder / "report.html").as_uri())
         loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 100)")
-        assert len(loaded) == 8 and all(loaded)
+        assert len(loaded) == 11 and all(loaded)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing runs over the edge"
         page.close()
     assert not errors and all(url.startswith(("file:", "data:")) for url in requests)

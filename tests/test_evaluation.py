@@ -26,7 +26,8 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.evaluation import Interpretation, Predictions
 
 PICTURES = (
-    "loss_curve lr_schedule confusion_matrix per_class_accuracy reliability risk_coverage top_losses samples"
+    "loss_curve lr_schedule confusion_matrix per_class_accuracy reliability risk_coverage top_losses confident_mistakes "
+    "predictions samples filters"
 ).split()
 METRICS = (
     "test_accuracy test_accuracy_tta test_loss valid_accuracy valid_loss per_class_accuracy confusion_matrix classes ece "

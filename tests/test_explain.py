@@ -1,0 +1,53 @@
+"""Grad-CAM against its definition, worked out here with hooks and autograd."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cifar_fastai.explain import grad_cam, overlay
+from cifar_fastai.models import MODELS, create_model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [32, 48])
+def test_grad_cam_is_what_the_paper_says(name, size):
+    torch.manual_seed(0)
+    model = create_model(name, n_classes=5, size=size).eval()
+    x, classes = torch.randn(3, 3, size, size), torch.tensor([4, 0, 2])
+    kept = []
+    handle = model.last_maps.register_forward_hook(lambda _, __, maps: (maps.retain_grad(), kept.append(maps))[0])
+    logits = model(x)
+    logits[torch.arange(3), classes].sum().backward()
+    handle.remove()
+    (maps,) = kept
+    weights = maps.grad.mean(dim=(2, 3), keepdim=True)
+    expected = F.interpolate((weights * maps).sum(dim=1, keepdim=True).relu(), size=(size, size), mode="bilinear")[:, 0]
+    expected = expected / expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    heat = grad_cam(model, x, classes)
+    assert heat.shape == (3, size, size) and torch.allclose(heat, expected, atol=1e-5)
+
+
+def test_it_works_where_gradients_are_off_and_leaves_none_behind():
+    model = create_model("small", n_classes=2)
+    with torch.no_grad():
+        heat = grad_cam(model, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert heat.isfinite().all() and not heat.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_evidence_is_no_heat():
+    model = create_model("base", n_classes=2)
+    torch.nn.init.zeros_(model.head.weight)
+    assert (grad_cam(model, torch.randn(1, 3, 32, 32), torch.tensor([0])) == 0).all()
+
+
+def test_the_overlay_shows_the_heat_and_the_picture():
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    images[:, :, 32:] = 200  # the right half is lighter
+    heat = torch.zeros(1, 32, 32)
+    heat[:, 24:] = 1  # the lower quarter is hot
+    laid = overlay(images, heat)[0].astype(int)
+    assert laid.shape == (64, 64, 3)
+    assert (laid[10, 50] - laid[10, 10] == 90).all(), "cold: 45 % of the picture's gray"
+    assert laid[60, 10, 0] > 100 > laid[10, 10].max(), "hot: bright"
