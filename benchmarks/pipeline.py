@@ -41,6 +41,7 @@ from cifar_fastai import create_learner, dataloaders, fit, get_recipe
 from cifar_fastai.cache import load_data
 from cifar_fastai.data import BatchDL
 from cifar_fastai.run import hardware, versions
+from cifar_fastai.sources import ImageData
 
 CORES = len(os.sched_getaffinity(0))
 RECIPES = ("fast", "classic-sgd")
@@ -55,6 +56,10 @@ def ours(folder: Path, recipe):
 
 
 def fastai(folder: Path, recipe):
+    return fastai_loaders(folder, recipe).train
+
+
+def fastai_loaders(folder: Path, recipe) -> ImageDataLoaders:
     if recipe.crop_pad:
         item_tfms = [CropPad(32 + 2 * recipe.crop_pad, pad_mode=PadMode.Reflection), RandomCrop(32)]
         batch_tfms = aug_transforms(max_rotate=0, max_zoom=1, max_lighting=0, max_warp=0)
@@ -66,7 +71,7 @@ def fastai(folder: Path, recipe):
         )  # fmt: skip
     batch_tfms = [*batch_tfms, Normalize.from_stats(MEAN, STD, cuda=False)]
     tfms = {"item_tfms": item_tfms, "batch_tfms": batch_tfms}
-    return ImageDataLoaders.from_folder(folder, valid="test", bs=recipe.bs, num_workers=CORES, device="cpu", **tfms).train
+    return ImageDataLoaders.from_folder(folder, valid="test", bs=recipe.bs, num_workers=CORES, device="cpu", **tfms)
 
 
 def torchvision(folder: Path, recipe):
@@ -96,9 +101,8 @@ def images_a_second(loader) -> float:
     return n / (time.perf_counter() - start)
 
 
-def write_files(source, folder: Path, n: int) -> None:
-    """The first n training images of `source` as PNG files, and some test images, in folders by class."""
-    data = load_data(source)
+def write_files(data: ImageData, folder: Path, n: int) -> None:
+    """The first n training images as PNG files, and some test images, in folders by class."""
     for split, rows in (("train", range(min(n, data.n_train))), ("test", range(data.n_train, data.n_train + 200))):
         for row in rows:
             path = folder / split / data.classes[data.labels[row]] / f"{row}.png"
@@ -197,7 +201,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_files(options.data, folder, options.images)
+        write_files(load_data(options.data), folder, options.images)
         result = {name: compare(folder, name, options.rounds) for name in RECIPES}
         result["share_of_fit_base"] = statistics.median(share_of_fit(folder) for _ in range(options.rounds))
     result["seconds_to_first_batch"] = seconds_to_first_batch(options.data)

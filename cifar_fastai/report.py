@@ -51,14 +51,14 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px
 def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     """Write report.html from a run folder's figures, configuration and pictures; returns its path."""
     tables = {
-        "How good it is": _heading("Classes", _table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))),
+        "How good it is": _heading(
+            "Classes", _table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))
+        ),
         "How far its confidence can be trusted": _heading(
             "When only confident answers count",
             _table(("confidence from", "answers", "of those right"), _coverage_rows(metrics)),
         ),
-        "Where it fails": _heading(
-            "Most confused", _table(("class", "taken for", "images", "share"), _pair_rows(metrics))
-        ),
+        "Where it fails": _heading("Most confused", _table(("class", "taken for", "images", "share"), _pair_rows(metrics))),
         "How it was trained": _heading("Recipe", _table(("field", "value"), config["recipe"].items()))
         + _heading("Environment", _table(("what", "which"), _environment_rows(metrics))),
     }
@@ -101,7 +101,9 @@ def _lead(metrics: dict) -> str:
     )
     if metrics["confused_pairs"]:
         pair = metrics["confused_pairs"][0]
-        words += f" Its commonest mistake: {escape(pair['class'])} taken for {escape(pair['taken_for'])}, {pair['share']:.1%}."
+        words += (
+            f" Its commonest mistake: {escape(pair['class'])} taken for {escape(pair['taken_for'])}, {pair['share']:.1%}."
+        )
     return words
 
 
