@@ -225,9 +225,10 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options.model, options.bs, options.rounds, options.images, Path(folder))
+    rate = statistics.median(result["gflops_per_second"]["ours"])
     print(
-        f"{options.model}, batch {options.bs}, medians of {options.rounds} rounds: ours / by hand {result['over_by_hand']:.2f}, "
-        f"ours / fastai {result['over_fastai']:.2f}; {statistics.median(result['gflops_per_second']['ours']):.0f} GFLOP/s, "
+        f"{options.model}, batch {options.bs}, medians of {options.rounds} rounds: "
+        f"ours / by hand {result['over_by_hand']:.2f}, ours / fastai {result['over_fastai']:.2f}; {rate:.0f} GFLOP/s, "
         f"{result['share_of_convolutions']:.0%} of the convolutions alone, {result['share_of_gemm']:.0%} of matrix products"
     )
     if options.json:

@@ -34,7 +34,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .5rem; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072b2; padding-bottom: .25rem } h3 { font-size: 1rem }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072b2; padding-bottom: .25rem }
+h3 { font-size: 1rem }
 .lead { font-size: 1.1rem } .note { color: #555; font-size: .9rem }
 .summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 45%), 1fr)); gap: .75rem }
 .summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
@@ -44,7 +45,10 @@ img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
-@media print { body { font-size: 11pt } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } pre { white-space: pre-wrap } }
+@media print {
+  body { font-size: 11pt } pre { white-space: pre-wrap }
+  h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
+}
 """
 
 
@@ -94,8 +98,8 @@ def _lead(metrics: dict) -> str:
     data = metrics["data"]
     low, high = metrics["test_accuracy_interval"]
     words = (
-        f"Right on <strong>{metrics['test_accuracy']:.2%}</strong> of {data['n_test']:,} test images it had never seen (95 % "
-        f"interval {low:.1%} to {high:.1%}). It learned from {data['n_train']:,} images of {escape(data['source'])} "
+        f"Right on <strong>{metrics['test_accuracy']:.2%}</strong> of {data['n_test']:,} test images it had never seen "
+        f"(95 % interval {low:.1%} to {high:.1%}). It learned from {data['n_train']:,} images of {escape(data['source'])} "
         f"({escape(data['encoding'])}) in {_duration(metrics['train_seconds'])} on {escape(metrics['hardware'])}; "
         f"{data['n_valid']:,} more chose its best epoch."
     )
