@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from cifar_fastai.errors import ExportError, ExportWarning
-from cifar_fastai.models import MODELS, create_model
+from cifar_fastai.models import MODELS, create_model, familiarity
 
-SCHEMA = 2  # of config.json and MANIFEST.json; 2 brought the temperature
+SCHEMA = 3  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below
 WEIGHTS, CONFIG, PROBE, PICKLE, CARD, MANIFEST = (
     "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "MANIFEST.json",
 )  # fmt: skip
 REQUIRED = (WEIGHTS, CONFIG, PROBE)
 CONFIG_TYPES = {
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "mean": list, "std": list,
-    "temperature": float, "training": dict, "test": dict, "versions": dict,
+    "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
 }  # fmt: skip
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
@@ -55,6 +55,12 @@ class Export:
         logits = (network or self.model)(normalize(images, self.config["mean"], self.config["std"]))
         return logits / self.config["temperature"]
 
+    @torch.inference_mode()
+    def unfamiliar(self, images: Tensor) -> Tensor:
+        """Whether each of these images, as above, is unlike the training images, (N,) of bool."""
+        maps = self.model.maps(normalize(images, self.config["mean"], self.config["std"]))
+        return familiarity(maps) < self.config["unfamiliar_below"]
+
     def probabilities(self, images: Tensor, network=None) -> Tensor:
         """Calibrated, (N, C), as `scores`."""
         return self.scores(images, network).softmax(dim=1)
@@ -69,12 +75,12 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float, training: dict,
-                 test: dict, versions: dict):  # fmt: skip
+def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
+                 unfamiliar_below: float, training: dict, test: dict, versions: dict):  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step.
 
-    model: its name in the registry. temperature: divides the logits before they become confidences. training, test:
-    figures for config.json and the model card.
+    model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
+    familiarity that an image like the training images has. training, test: figures for config.json and the model card.
     """
     from safetensors.torch import save
 
@@ -82,8 +88,8 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
     config = {
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
         "size": learn.dls.data.size, "mean": normalize_tfm.mean.flatten().tolist(),
-        "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "training": training, "test": test,
-        "versions": versions,
+        "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "unfamiliar_below": unfamiliar_below,
+        "training": training, "test": test, "versions": versions,
     }  # fmt: skip
     network = learn.model.cpu().eval()
     export = Export(folder, network, config)
@@ -151,6 +157,7 @@ An image classifier for {len(config["classes"])} classes: {", ".join(config["cla
 | 95 % interval of the plain figure | {low:.2%} to {high:.2%} |
 | calibration error | {test["ece"]:.3f}; confidences were calibrated on validation images |
 | test loss | {test["test_loss"]:.4f} |
+| test images called unlike the training images | {test["false_alarm_rate"]:.1%} |
 | created | {config["created"]} |
 
 Use: `python predict.py --export {config["name"]} photo.png`, or in Python
@@ -228,9 +235,10 @@ def _parse_config(data: bytes) -> dict:
         and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         and min(config["std"]) > 0
         and 0 < config["temperature"] < math.inf
+        and 0 <= config["unfamiliar_below"] < math.inf
     )
     if not sound:
-        raise ExportError(f"{CONFIG} holds impossible classes, size, mean, std or temperature.")
+        raise ExportError(f"{CONFIG} holds impossible classes, size, mean, std, temperature or unfamiliar_below.")
     return config
 
 

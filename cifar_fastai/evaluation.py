@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_fastai import figures, metrics
 from cifar_fastai.explain import grad_cam, overlay
-from cifar_fastai.models import tta_logits
+from cifar_fastai.models import familiarity, tta_logits
 from cifar_fastai.training import Training
 
 N_TOP_LOSSES, N_SHOWN = 15, 24
@@ -27,6 +27,7 @@ class Predictions:
     logits: Tensor  # (N, C)
     tta: Tensor  # (N, C), logits with test-time augmentation
     labels: Tensor  # (N,)
+    familiarity: Tensor  # (N,), see models.familiarity
     temperature: float = 1.0  # by which logits are divided before they become probabilities
 
     @property
@@ -58,8 +59,10 @@ def predict_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], 
     model.eval()
     outputs = []
     for x, y in batches:
-        plain = model(x)
-        outputs.append((plain.cpu(), tta_logits(model, x, plain).cpu(), y.cpu()))
+        maps = model.maps(x)
+        plain = model.classify(maps)
+        parts = (plain, tta_logits(model, x, plain), y, familiarity(maps))
+        outputs.append([part.cpu() for part in parts])
     return Predictions(*(torch.cat(parts) for parts in zip(*outputs, strict=True)), temperature)
 
 
@@ -125,6 +128,8 @@ def evaluate(learn: Learner, folder: Path) -> dict:
         "valid_accuracy_interval": metrics.wilson_interval(valid.accuracy, len(valid.labels)),
         "valid_loss": valid.losses.mean().item(),
         "classes": classes,
+        "unfamiliar_below": (threshold := metrics.unfamiliar_below(valid.familiarity)),
+        "false_alarm_rate": (test.familiarity < threshold).double().mean().item(),
     }
     _write_predictions(folder / "predictions.csv", test, classes)
     interpretation = Interpretation(learn, learn.dls.test, test)

@@ -59,7 +59,7 @@ def reexport_run(folder: Path, exports: Path, name: str | None = None, source: s
     name: of the export, the run's by default.
     """
     learn, recipe, config, metrics = open_run(folder, source)
-    if "temperature" not in metrics:
+    if "unfamiliar_below" not in metrics:
         raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
     name = name or config["name"]
     export_run(exports / name, learn, name, recipe, metrics)

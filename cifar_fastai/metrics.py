@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 N_BINS = 15  # of equal width, for everything about calibration
 Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
+FALSE_ALARMS = 0.05  # share of the validation images that count as unfamiliar
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -80,6 +81,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     optimizer.step(closure)
     return log_temperature.exp().item()
+
+
+def unfamiliar_below(familiarity: Tensor) -> float:
+    """The familiarity (N,), of validation images, below which a picture is called unlike the training images."""
+    return familiarity.double().quantile(FALSE_ALARMS).item()
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 
-class ConvNet(nn.Module):
+class TwoHalves(nn.Module):
+    """A network of two halves: `maps` gives feature maps (N, D, h, w), which still tell where something is, and
+    `classify` makes logits of them. `last_maps` is the layer that puts the maps out."""
+
+    def forward(self, x):
+        return self.classify(self.maps(x))
+
+
+class ConvNet(TwoHalves):
     """The classic CNN: blocks of (conv, BN, ReLU) x 2, max-pool and dropout, then a fully connected head.
 
     widths: output channels of each block; a block halves height and width.
@@ -47,14 +55,16 @@ class ConvNet(nn.Module):
 
     @property
     def last_maps(self) -> nn.Module:
-        """The layer that puts out the last feature maps, which tell where something is."""
         return self.features[-1]
 
-    def forward(self, x):
-        return self.head(self.features(x))
+    def maps(self, x):
+        return self.features(x)
+
+    def classify(self, maps):
+        return self.head(maps)
 
 
-class WhitenedNet(nn.Module):
+class WhitenedNet(TwoHalves):
     """The networks of airbench94 and airbench96 (Keller Jordan, https://arxiv.org/abs/2404.00498).
 
     A 2 x 2 convolution that whitens its patches, then three groups of conv, max-pool, BN, GELU, conv, BN, GELU.
@@ -111,12 +121,13 @@ class WhitenedNet(nn.Module):
 
     @property
     def last_maps(self) -> nn.Module:
-        """The layer that puts out the last feature maps, which tell where something is."""
         return self.groups[-1]
 
-    def forward(self, x):
-        x = self.groups(F.gelu(self.stem(x)))
-        return self.head(x.amax(dim=(2, 3))) * self.logit_scale
+    def maps(self, x):
+        return self.groups(F.gelu(self.stem(x)))
+
+    def classify(self, maps):
+        return self.head(maps.amax(dim=(2, 3))) * self.logit_scale
 
 
 class Shortcut(nn.Sequential):
@@ -152,6 +163,15 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
         model.eval()(torch.zeros(1, 3, size, size, device=weight.device))
     model.train(training)
     return counter.get_total_flops()
+
+
+def familiarity(maps: torch.Tensor) -> torch.Tensor:
+    """How much of what a network was trained to see is in each image, (N,), from its last feature maps (N, D, h, w): the
+    length of the vector of their maxima. Low for images unlike the training images.
+
+    J. Park et al., Understanding the Feature Norm for Out-of-Distribution Detection, https://arxiv.org/abs/2310.05316.
+    """
+    return maps.amax(dim=(2, 3)).norm(dim=1)
 
 
 def tta_logits(model, x: torch.Tensor, plain: torch.Tensor | None = None) -> torch.Tensor:

@@ -28,7 +28,7 @@ from cifar_fastai.training import Training, train
 SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
 EXPORTED_FIGURES = (
     "test_accuracy", "test_accuracy_interval", "test_accuracy_tta", "test_loss", "ece", "per_class", "confusion_matrix",
-    "risk_coverage",
+    "risk_coverage", "false_alarm_rate",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 
@@ -168,6 +168,7 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         model=recipe.model,
         temperature=metrics["temperature"],
+        unfamiliar_below=metrics["unfamiliar_below"],
         training={"recipe": recipe.name, "data": training_data, **{key: metrics[key] for key in keys}},
         test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from cifar_fastai import Classifier, create_learner, dataloaders, fit, get_recipe, load_learner
-from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_export, write_manifest
+from cifar_fastai.artifacts import SCHEMA, find_export, load_export, normalize, probe_images, write_export, write_manifest
 from cifar_fastai.errors import ExportError, ExportWarning
 from cifar_fastai.learner import CalibratedLoss
 from cifar_fastai.recipes import RECIPES
@@ -111,8 +111,10 @@ def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
             "test_accuracy_tta": 0.1,
             "test_loss": 2,
             "ece": 0.1,
+            "false_alarm_rate": 0.05,
         },
         "temperature": 1.5,
+        "unfamiliar_below": 2.5,
         "versions": {"python": "3"},
     }
     with learn.no_bar():
@@ -154,7 +156,7 @@ DAMAGE = {
     "manifest empty": (lambda e: (e / "MANIFEST.json").write_text(""), "MANIFEST.json is damaged"),
     "manifest a list": (lambda e: (e / "MANIFEST.json").write_text("[]"), "MANIFEST.json is damaged"),
     "config no object": (lambda e: ((e / "config.json").write_text("[]"), write_manifest(e)), "config.json is damaged"),
-    "schema of tomorrow": (lambda e: edit_config(e, schema=3), "schema 3"),
+    "schema of tomorrow": (lambda e: edit_config(e, schema=SCHEMA + 1), f"schema {SCHEMA + 1}"),
     "model unknown": (lambda e: edit_config(e, model="os.system"), "not known here"),
     "model of another kind": (lambda e: edit_config(e, model="base"), "does not fit"),
     "fewer classes": (lambda e: edit_config(e, classes=["a", "b"]), "does not fit"),
@@ -164,6 +166,7 @@ DAMAGE = {
     "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "impossible"),
     "temperature zero": (lambda e: edit_config(e, temperature=0.0), "impossible"),
     "temperature infinite": (lambda e: edit_config(e, temperature=float("inf")), "impossible"),
+    "threshold infinite": (lambda e: edit_config(e, unfamiliar_below=float("inf")), "impossible"),
     "other temperature": (lambda e: edit_config(e, temperature=0.5), "other probabilities"),
     "other normalisation": (lambda e: edit_config(e, mean=[0.9, 0.9, 0.9]), "other probabilities"),
     "NaN weight": (

@@ -22,6 +22,7 @@ from sklearn.metrics import (
 
 from cifar_fastai import Classifier
 from cifar_fastai import metrics as our_metrics
+from cifar_fastai.artifacts import load_export
 from cifar_fastai.cache import load_data
 from cifar_fastai.evaluation import Interpretation, Predictions
 
@@ -115,7 +116,7 @@ def test_interpretation_computes_fastais_own_matrix(trained):
 
 def test_losses_of_impossible_confidence_are_finite():
     certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
-    predictions = Predictions(certain, certain, torch.tensor([1, 1]))
+    predictions = Predictions(certain, certain, torch.tensor([1, 1]), torch.ones(2))
     assert predictions.losses.isfinite().all() and predictions.accuracy == 0.5
 
 
@@ -219,6 +220,21 @@ def test_calibration_changes_no_prediction_and_lowers_the_validation_loss(metric
     assert metrics["temperature"] != 1.0 and metrics["test_accuracy"] > 0.9
     config = json.loads((digits_run.export / "config.json").read_text())
     assert config["temperature"] == metrics["temperature"]
+
+
+def test_one_validation_image_in_twenty_is_called_unfamiliar():
+    familiarity = torch.arange(2000).flip(0) / 10
+    threshold = our_metrics.unfamiliar_below(familiarity)
+    assert (familiarity < threshold).double().mean() == 0.05
+
+
+def test_false_alarms_by_asking_the_export(metrics, digits_run):
+    data, export = load_data("digits"), load_export(digits_run.export)
+    images = torch.from_numpy(data.images[data.n_train :]).permute(0, 3, 1, 2)
+    assert export.unfamiliar(images).double().mean().item() == pytest.approx(metrics["false_alarm_rate"], abs=1 / 360)
+    assert metrics["false_alarm_rate"] < 0.2
+    noise = torch.randint(0, 256, (200, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert export.unfamiliar(noise // 8).double().mean() > 0.9, "dark noise is no digit"
 
 
 @pytest.mark.parametrize("name", PICTURES)
