@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs nothing but itself."""
+"""report.html: a run on one page that needs nothing but itself; and the parts such pages are made of."""
 
 import base64
 import json
@@ -25,9 +25,33 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margi
 .summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse } td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd }
+.figures td { white-space: nowrap } .figures tr :first-child { position: sticky; left: 0; background: #fff }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
 @media print { h2 { break-after: avoid } img { break-inside: avoid } }
 """
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page in the project's style. title: plain text; body: HTML."""
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style>
+{body}
+</html>
+"""
+
+
+def picture(caption: str, png: bytes) -> str:
+    """HTML of a picture under its caption, a heading, with the picture's bytes in it."""
+    data = base64.b64encode(png).decode()
+    return f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+
+
+def table(heads, rows) -> str:
+    """HTML of a table that scrolls by itself where the screen is narrow. Cells: text, or what json can write."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def write_report(folder: Path, metrics: dict, config: dict) -> Path:
@@ -47,29 +71,21 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     }
     split = f"{data['n_train']:,} training, {data['n_valid']:,} validation and {data['n_test']:,} test images"
     cards = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items())
-    pictures = "".join(
-        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{_base64(folder / f"{name}.png")}">'
-        for name, caption in PICTURES.items()
-    )
-    html = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(config["name"])}: {metrics["test_accuracy"]:.1%}</title><style>{STYLE}</style>
-<h1>{escape(config["name"])}</h1>
+    pictures = "".join(picture(caption, (folder / f"{name}.png").read_bytes()) for name, caption in PICTURES.items())
+    body = f"""<h1>{escape(config["name"])}</h1>
 <p>{escape(data["source"])} ({escape(data["encoding"])} images): {split}. The epoch was chosen by validation loss; the
 test split was used once, at the end. TTA: test-time augmentation, the average over six views of each image.</p>
 <dl class="summary">{cards}</dl>
 {pictures}
-<h2>Classes</h2><div class="scroll">{_table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))}</div>
-<h2>Most confused</h2><div class="scroll">{_table(("class", "taken for", "images", "share"), _pair_rows(metrics))}</div>
+<h2>Classes</h2>{table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))}
+<h2>Most confused</h2>{table(("class", "taken for", "images", "share"), _pair_rows(metrics))}
 <h2>When only confident answers count</h2>
-<div class="scroll">{_table(("confidence from", "answers", "of those right"), _coverage_rows(metrics))}</div>
+{table(("confidence from", "answers", "of those right"), _coverage_rows(metrics))}
 <h2>Repeat it</h2><pre>{escape(config["command"])}</pre>
-<h2>Recipe</h2><div class="scroll">{_table(("field", "value"), config["recipe"].items())}</div>
-<h2>Environment</h2><div class="scroll">{_table(("what", "which"), _environment_rows(metrics))}</div>
-</html>
-"""
+<h2>Recipe</h2>{table(("field", "value"), config["recipe"].items())}
+<h2>Environment</h2>{table(("what", "which"), _environment_rows(metrics))}"""
     path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
+    path.write_text(page(f"{config['name']}: {metrics['test_accuracy']:.1%}", body), encoding="utf-8")
     return path
 
 
@@ -97,15 +113,5 @@ def _environment_rows(metrics: dict):
     return rows + list(metrics["versions"].items())
 
 
-def _table(heads, rows) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
 def _cell(value) -> str:
     return escape(value if isinstance(value, str) else json.dumps(value))
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
