@@ -319,6 +319,22 @@ def _export(options) -> int:
     return 0
 
 
+# --- compare -----------------------------------------------------------------------------------------------------
+
+
+def _add_compare_arguments(parser):
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, at least two")
+    add("--out", type=Path, default=Path("comparison.html"), metavar="FILE", help="the page to write")
+
+
+def _compare(options) -> int:
+    from cifar_fastai.compare import compare
+
+    compare(options.runs, options.out)
+    return 0
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +373,7 @@ COMMANDS = {
         _add_evaluate_arguments,
         "Make a run's figures anew, or judge an export on any images with labels.",
     ),
+    "compare": (_compare, _add_compare_arguments, "Compare finished runs: figures, curves, and what is more than chance."),
     "export": (_export, _add_export_arguments, "Write the export of a finished run again."),
     "data": (_data, _add_data_arguments, "Show where data is kept and how large it is; check it; show an augmentation."),
 }

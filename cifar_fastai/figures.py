@@ -1,10 +1,14 @@
 """The pictures of a run. Each function takes plain arrays and returns a matplotlib Figure whose title is its finding."""
 
+import itertools
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours, told apart by colour-blind eyes
+SEVERAL = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
 def loss_curve(history: list[dict], best_epoch: int) -> Figure:
@@ -27,6 +31,32 @@ def loss_curve(history: list[dict], best_epoch: int) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         _plain(axes)
+    return figure
+
+
+def curves(runs: list[tuple[str, list[dict]]]) -> Figure:
+    """Validation loss and accuracy by epoch of several runs, each a name and its history; one name, one kind of line."""
+    names = list(dict.fromkeys(name for name, _ in runs))
+    dashes = itertools.cycle(("-", "--", "-.", ":"))  # four against seven colours: no two of 28 kinds are alike
+    kinds = dict(zip(names, zip(itertools.cycle(SEVERAL), dashes), strict=False))
+    best, row = max(((name, row) for name, rows in runs for row in rows), key=lambda pair: pair[1]["accuracy"])
+    figure = Figure(figsize=(6.4, 7 + 0.2 * len(names)), layout="constrained")
+    title = f"Highest validation accuracy: {row['accuracy']:.1%}, by {best} in epoch {row['epoch']}"
+    figure.suptitle(textwrap.fill(title, 60))
+    losses, accuracies = figure.subplots(2, 1, sharex=True)
+    lines = {}
+    for axes, column in ((losses, "valid_loss"), (accuracies, "accuracy")):
+        for name, rows in runs:
+            colour, dash = kinds[name]
+            epochs, values = ([row[key] for row in rows] for key in ("epoch", column))
+            (lines[name],) = axes.plot(epochs, values, color=colour, linestyle=dash, marker=".")
+        _plain(axes)
+    losses.set_ylabel("validation loss")
+    accuracies.set(xlabel="epoch", ylabel="validation accuracy")
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracies.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = [textwrap.fill(name, 60) for name in lines]
+    figure.legend(lines.values(), names, loc="outside lower center", frameon=False, handlelength=4)
     return figure
 
 

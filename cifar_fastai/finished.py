@@ -18,19 +18,32 @@ from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics
 from cifar_fastai.sources import ImageData
 
 
+def read_run(folder: Path) -> tuple[dict, dict]:
+    """A finished run's config.json and metrics.json. Raises UserError if one is missing or no JSON object."""
+    found = []
+    for path in (folder / "config.json", folder / "metrics.json"):
+        try:
+            found.append(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise UserError(f"{folder} is no finished run: {path.name} is missing.") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}).") from None
+        if not isinstance(found[-1], dict):
+            raise UserError(f"{path} is damaged (no JSON object).")
+    return found[0], found[1]
+
+
 def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, dict, dict]:
     """A run's learner with its best weights, recipe, config.json and metrics.json.
 
     source: where the run's data lies now, if not where it lay then. Raises UserError and DataError, the latter too if
     the data is not what the run was trained on.
     """
+    config, metrics = read_run(folder)
     try:
-        config, metrics = (json.loads((folder / name).read_bytes()) for name in ("config.json", "metrics.json"))
         fields = config["recipe"]
         recipe = Recipe(**{**fields, "moms": tuple(fields["moms"])})
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no finished run: {Path(error.filename).name} is missing.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder} is a damaged run, or another version's ({type(error).__name__}: {error}).") from None
     data = load_data(source or config["data"], recipe.size)
     if data.fingerprint != metrics["data"]["fingerprint"]:

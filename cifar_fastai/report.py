@@ -44,6 +44,7 @@ figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
+.figures td { white-space: nowrap } .figures tr :first-child { position: sticky; left: 0; background: #fff }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
 @media print {
   body { font-size: 11pt } pre { white-space: pre-wrap }
@@ -55,21 +56,19 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px
 def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     """Write report.html from a run folder's figures, configuration and pictures; returns its path."""
     tables = {
-        "How good it is": _heading(
-            "Classes", _table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))
-        ),
+        "How good it is": _heading("Classes", table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))),
         "How far its confidence can be trusted": _heading(
             "When only confident answers count",
-            _table(("confidence from", "answers", "of those right"), _coverage_rows(metrics)),
+            table(("confidence from", "answers", "of those right"), _coverage_rows(metrics)),
         ),
-        "Where it fails": _heading("Most confused", _table(("class", "taken for", "images", "share"), _pair_rows(metrics))),
-        "How it was trained": _heading("Recipe", _table(("field", "value"), config["recipe"].items()))
-        + _heading("Environment", _table(("what", "which"), _environment_rows(metrics))),
+        "Where it fails": _heading("Most confused", table(("class", "taken for", "images", "share"), _pair_rows(metrics))),
+        "How it was trained": _heading("Recipe", table(("field", "value"), config["recipe"].items()))
+        + _heading("Environment", table(("what", "which"), _environment_rows(metrics))),
     }
-    sections = "".join(
-        f"<h2>{title}</h2>{''.join(_picture(folder, *item) for item in pictures.items())}{tables.get(title, '')}"
-        for title, pictures in SECTIONS.items()
-    )
+    sections = ""
+    for title, pictures in SECTIONS.items():
+        shown = [picture(caption, (folder / f"{name}.png").read_bytes()) for name, caption in pictures.items()]
+        sections += f"<h2>{title}</h2>{''.join(shown)}{tables.get(title, '')}"
     cards = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _summary(metrics).items())
     body = f"""<h1>{escape(config["name"])}</h1>
 <p class="lead">{_lead(metrics)}</p>
@@ -91,6 +90,19 @@ def page(title: str, body: str) -> str:
 {body}
 </html>
 """
+
+
+def picture(caption: str, png: bytes) -> str:
+    """HTML of a picture and its caption, with the picture's bytes in it."""
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def table(heads, rows) -> str:
+    """HTML of a table that scrolls by itself where the screen is narrow. Cells: text, or what json can write."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _lead(metrics: dict) -> str:
@@ -128,13 +140,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
-def _picture(folder: Path, name: str, caption: str) -> str:
-    image = f'<img alt="{caption}" src="data:image/png;base64,{_base64(folder / f"{name}.png")}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _heading(title: str, table: str) -> str:
-    return f'<h3>{title}</h3><div class="scroll">{table}</div>'
+def _heading(title: str, below: str) -> str:
+    return f"<h3>{title}</h3>{below}"
 
 
 def _class_rows(metrics: dict):
@@ -161,15 +168,5 @@ def _environment_rows(metrics: dict):
     return rows + list(metrics["versions"].items())
 
 
-def _table(heads, rows) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
 def _cell(value) -> str:
     return escape(value if isinstance(value, str) else json.dumps(value))
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()

@@ -1,6 +1,7 @@
 import hashlib
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -54,6 +55,34 @@ def trained(digits_run):
     from cifar_fastai import load_learner
 
     return load_learner(digits_run.export)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    arguments = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+def assert_opens_by_itself(browser, path: Path, n_pictures: int) -> None:
+    """A page shows all its pictures, wide and narrow, with nothing over the edge, on the console or asked of a server."""
+    requests, errors = [], []
+    for width in (1000, 360):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 100)")
+        assert len(loaded) == n_pictures and all(loaded)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing runs over the edge"
+        page.close()
+    assert not errors and all(url.startswith(("file:", "data:")) for url in requests)
 
 
 def archive_of(path: Path, mirrors: tuple[str, ...]) -> Archive:

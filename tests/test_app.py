@@ -1,6 +1,5 @@
 """The served page, through Gradio's own client and through a real browser."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, environment
+from conftest import ROOT, assert_opens_by_itself, call, environment
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -99,18 +98,6 @@ def test_sign_in_holds_for_the_page_and_the_client(digits_run, images):
 # --- in a browser ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    arguments = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser, address):
     """A fresh page of the app; afterwards: no error on its console, no request to another machine."""
@@ -150,17 +137,7 @@ def test_a_bad_file_in_the_browser_wipes_the_old_answer(page, images):
 
 @pytest.mark.browser
 def test_the_report_in_the_browser(browser, digits_run):
-    requests, errors = [], []
-    for width in (1000, 360):
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: errors.append(message.text))
-        page.goto((digits_run.folder / "report.html").as_uri())
-        loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 100)")
-        assert len(loaded) == 11 and all(loaded)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing runs over the edge"
-        page.close()
-    assert not errors and all(url.startswith(("file:", "data:")) for url in requests)
+    assert_opens_by_itself(browser, digits_run.folder / "report.html", n_pictures=11)
 
 
 def test_the_page_is_ready_soon_after_its_line(address):

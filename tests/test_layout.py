@@ -2,6 +2,7 @@
 
 import ast
 
+import pytest
 from conftest import ROOT, call
 
 PACKAGE = ROOT / "cifar_fastai"
@@ -9,7 +10,7 @@ PACKAGE = ROOT / "cifar_fastai"
 # A module imports only modules that stand before it.
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment data learner training figures "
-    "contactsheet metrics explain evaluation artifacts inference report web run finished cli"
+    "contactsheet metrics explain evaluation artifacts inference report web run finished compare cli"
 ).split()
 
 
@@ -47,16 +48,18 @@ def test_recipes_need_the_standard_library_alone():
     assert imports_of("recipes") == {"cifar_fastai.errors", "dataclasses", "difflib"}
 
 
-def test_help_imports_nothing_heavy(tmp_path):
+@pytest.mark.parametrize("arguments", ["'train', ['--help']", "None, ['compare', '--help']"])
+def test_help_imports_nothing_heavy(tmp_path, arguments):
     code = (
         "import sys, cifar_fastai; from cifar_fastai.cli import main\n"
-        "try: main('train', ['--help'])\n"
+        f"try: main({arguments})\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'fastai', 'gradio', 'numpy', 'PIL', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "heavy = {'torch', 'fastai', 'gradio', 'numpy', 'PIL', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = call("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "--out" in done.stdout
 
 
 def test_prediction_imports_neither_fastai_nor_gradio(tmp_path):
