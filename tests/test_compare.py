@@ -221,7 +221,7 @@ def test_published_results_are_compared_as_far_as_they_go(tmp_path):
     assert "README.md is a file, not a run folder: left out" in done.stdout
     assert "Not calibrated" in done.stdout and done.stdout.endswith("page     comparison.html\n")
     page = (tmp_path / "comparison.html").read_text()
-    assert "<td>start_size</td><td>20</td><td>-</td>" in page and "<td>size</td>" not in page  # 32 then, as now
+    assert "<td>start_size</td><td>24</td><td>-</td>" in page and "<td>size</td>" not in page  # 32 then, as now
     assert "not recorded by the version that made the run" in page
     assert not re.search(r'(src|href)="(?!data:)', page) and len(page) < 1_000_000
 
