@@ -59,6 +59,7 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
 test split was used once, at the end. TTA: test-time augmentation, the average over six views of each image.</p>
 <dl class="summary">{cards}</dl>
 {pictures}
+{_corruptions(folder)}
 <h2>Classes</h2><div class="scroll">{_table(("class", "precision", "recall", "F1", "images"), _class_rows(metrics))}</div>
 <h2>Most confused</h2><div class="scroll">{_table(("class", "taken for", "images", "share"), _pair_rows(metrics))}</div>
 <h2>When only confident answers count</h2>
@@ -71,6 +72,27 @@ test split was used once, at the end. TTA: test-time augmentation, the average o
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def _corruptions(folder: Path) -> str:
+    """What `evaluate --corruptions` left in the folder, if it did."""
+    if not (folder / "corruptions.json").is_file():
+        return ""
+    found = json.loads((folder / "corruptions.json").read_bytes())
+    interval = "{:.2%} to {:.2%}".format(*found["mean_corruption_accuracy_interval"])
+    heads = ("kind", *(f"severity {number}" for number in range(1, 6)), "mean")
+    return f"""<h2>Accuracy on corrupted images</h2>
+<p>{found["n_images"]:,} of the {found["n_test"]:,} test images, corrupted in {len(found["kind_accuracy"])} ways at five
+severities: mean corruption accuracy {found["mean_corruption_accuracy"]:.2%} (95 % interval {interval}),
+{found["drop"] * 100:.2f} points below the {found["clean_accuracy"]:.2%} of the same images clean.</p>
+<img alt="Accuracy by kind and severity of corruption" src="data:image/png;base64,{_base64(folder / "corruptions.png")}">
+<div class="scroll">{_table(heads, _corruption_rows(found))}</div>"""
+
+
+def _corruption_rows(found: dict):
+    for kinds in found["accuracy"].values():
+        for kind, accuracies in kinds.items():
+            yield (kind.replace("_", " "), *(f"{share:.1%}" for share in (*accuracies, found["kind_accuracy"][kind])))
 
 
 def _class_rows(metrics: dict):

@@ -8,8 +8,8 @@ PACKAGE = ROOT / "cifar_fastai"
 
 # A module imports only modules that stand before it.
 ORDER = (
-    "errors compat recipes images download sources cache models imageops augment data learner training figures "
-    "contactsheet metrics evaluation artifacts inference report web run finished cli"
+    "errors compat recipes images download sources cache models imageops augment corruptions data learner training figures "
+    "contactsheet metrics evaluation artifacts inference report web run robustness finished cli"
 ).split()
 
 
