@@ -280,18 +280,25 @@ def _add_evaluate_arguments(parser):
     add = parser.add_argument
     add("what", metavar="RUN|EXPORT", help="a run folder, whose figures are made anew, or an export")
     add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or cifar10)")
+    add("--corruptions", action="store_true", help="judge a sample of the test images corrupted in 15 ways instead")
 
 
 def _evaluate(options) -> int:
     from cifar_fastai.artifacts import find_export, load_export
     from cifar_fastai.cache import load_data
-    from cifar_fastai.finished import evaluate_export, evaluate_run
+    from cifar_fastai.finished import corrupt_export, corrupt_run, evaluate_export, evaluate_run
 
     if (Path(options.what) / "checkpoints").is_dir():
-        evaluate_run(Path(options.what), options.data)
+        if options.corruptions:
+            corrupt_run(Path(options.what), options.data)
+        else:
+            evaluate_run(Path(options.what), options.data)
         return 0
     export = load_export(find_export(options.what))
     data = load_data(options.data or os.environ.get("CIFAR10_DATA") or "cifar10", export.size)
+    if options.corruptions:
+        corrupt_export(export, data)
+        return 0
     figures = evaluate_export(export, data)
     low, high = figures["test_accuracy_interval"]
     print(f"data      {data.n_test:,} test images of {data.source} ({data.encoding})")
@@ -342,6 +349,7 @@ def _add_data_arguments(parser):
     add = parser.add_argument
     add("--verify", action="store_true", help="read everything that is kept and check its digests")
     add("--show", metavar="RECIPE", help="write a picture of what this recipe's augmentation makes of some images")
+    add("--show-corruptions", action="store_true", help="write a picture of what evaluate --corruptions makes of an image")
     _add_data_argument(parser)
     _add_size_argument(parser)
 
@@ -352,6 +360,11 @@ def _data(options) -> int:
         from cifar_fastai.contactsheet import write_contact_sheet
 
         print(write_contact_sheet(options.data, recipe, Path(f"augmentation-{recipe.name}.png")))
+        return 0
+    if options.show_corruptions:
+        from cifar_fastai.contactsheet import write_corruptions
+
+        print(write_corruptions(options.data, options.size, Path("corruptions.png")))
         return 0
     from cifar_fastai.cache import cache_entries, cache_folder
 

@@ -1,4 +1,4 @@
-"""A picture of what a recipe's augmentation does."""
+"""Pictures of what a recipe's augmentation does to images, and what the corruptions do."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from cifar_fastai import figures
 from cifar_fastai.augment import Streams, augment, mix
 from cifar_fastai.cache import load_data
+from cifar_fastai.corruptions import KINDS, SEVERITIES, corrupt
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.sources import ImageData
 
@@ -24,6 +25,16 @@ def write_contact_sheet(source, recipe: Recipe, path: Path, seed: int = 42) -> P
     title = f"Recipe {recipe.name}: training images and what its augmentation makes of them"
     names = [data.classes[data.labels[row]] for row in rows]
     figures.contact_sheet(columns, names, title).savefig(path, dpi=120)
+    return path
+
+
+def write_corruptions(source, size: int, path: Path) -> Path:
+    """The first training image as it is and after every kind of corruption (rows), at severity 1 to 5."""
+    image = load_data(source, size).images[:1]
+    columns = [np.concatenate([corrupt(image, kind, severity) for kind in KINDS]) for severity in SEVERITIES]
+    names = [kind.replace("_", " ") for kind in KINDS]
+    title = "A training image and its corruptions, by severity"
+    figures.contact_sheet([image.repeat(len(KINDS), axis=0), *columns], names, title).savefig(path, dpi=120)
     return path
 
 

@@ -150,6 +150,35 @@ def risk_coverage(confidences: np.ndarray, right: np.ndarray) -> Figure:
     return figure
 
 
+def corruptions(groups: dict[str, dict[str, list[float]]], clean: float) -> Figure:
+    """Accuracy by kind of corruption (rows, in groups) and severity, shaded by how far it lies below `clean`."""
+    rows = {kind.replace("_", " "): accuracies for kinds in groups.values() for kind, accuracies in kinds.items()}
+    table = np.array(list(rows.values()))
+    means = table.mean(axis=1)
+    worst = list(rows)[means.argmin()]
+    figure = Figure(figsize=(8, 0.36 * len(rows) + 1.6), layout="constrained")
+    figure.suptitle(
+        f"{clean:.1%} of the clean images are recognised, {table.mean():.1%} of the corrupted ones;\n"
+        f"hardest: {worst}, {means.min():.1%}"
+    )
+    axes = figure.subplots()
+    table = np.column_stack([table, means])
+    image = axes.imshow(clean - table, cmap="Oranges", vmin=0, vmax=max(clean, 0.01), aspect="auto")
+    for row, column in np.ndindex(*table.shape):
+        colour = "white" if clean - table[row, column] > 0.65 * clean else "black"
+        axes.text(column, row, f"{table[row, column]:.1%}", ha="center", va="center", fontsize=9, color=colour)
+    axes.axvline(table.shape[1] - 1.5, color="white", linewidth=4)
+    for end in np.cumsum([len(kinds) for kinds in groups.values()])[:-1]:
+        axes.axhline(end - 0.5, color="white", linewidth=4)
+    axes.set_xticks(range(table.shape[1]), [*range(1, table.shape[1]), "mean"])
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="severity")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="below the accuracy on clean images", format=PercentFormatter(1), shrink=0.8)
+    return figure
+
+
 def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int = 6) -> Figure:
     """uint8 images (N, H, W, 3) side by side with a caption above each."""
     rows = max(1, -(-len(images) // columns))
@@ -178,7 +207,7 @@ def contact_sheet(columns: list[np.ndarray], names: list[str], title: str) -> Fi
     framed = [np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for images in columns]
     n_rows, side = framed[0].shape[:2]
     sheet = np.concatenate([images.reshape(n_rows * side, side, 3) for images in framed], axis=1)
-    figure = Figure(figsize=(0.9 * len(columns) + 1.5, 0.9 * n_rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(0.9 * len(columns) + 2, 0.9 * n_rows + 0.8), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")

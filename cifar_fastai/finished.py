@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.learner import Learner
+from fastai.vision.core import TensorImage
+from torch import Tensor
 
+from cifar_fastai import figures
 from cifar_fastai.artifacts import Export, normalize
 from cifar_fastai.cache import load_data
 from cifar_fastai.data import EVAL_BATCH, dataloaders
@@ -14,7 +17,9 @@ from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
-from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics
+from cifar_fastai.report import write_report
+from cifar_fastai.robustness import judge
+from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics, say, write_json
 from cifar_fastai.sources import ImageData
 
 
@@ -66,31 +71,68 @@ def evaluate_run(folder: Path, source: str | None = None) -> dict:
     return metrics
 
 
+def corrupt_run(folder: Path, source: str | None = None) -> dict:
+    """Judge a run's best checkpoint on corrupted images and say what came out; returns the figures of `judge`.
+
+    Writes corruptions.json and corruptions.png, and report.html anew with both.
+    """
+    learn, _, config, metrics = open_run(folder, source)
+    _check_evaluated(folder, metrics)
+    dls = learn.dls
+    learn.model.eval()
+
+    @torch.inference_mode()
+    def scores(images: Tensor) -> Tensor:
+        (x,) = dls.valid.after_batch((TensorImage(images).to(dls.device),))
+        return learn.model(x.as_subclass(Tensor)).cpu()
+
+    found = judge(scores, dls.data, dls.data.labels[dls.data.n_train :])
+    write_json(folder / "corruptions.json", found)
+    figures.corruptions(found["accuracy"], found["clean_accuracy"]).savefig(folder / "corruptions.png", dpi=120)
+    say("report", write_report(folder, metrics, config))
+    return found
+
+
 def reexport_run(folder: Path, exports: Path, name: str | None = None, source: str | None = None) -> Path:
     """Write the export of a run's best checkpoint with the figures of its metrics.json; returns its path.
 
     name: of the export, the run's by default.
     """
     learn, recipe, config, metrics = open_run(folder, source)
-    if "unfamiliar_below" not in metrics:
-        raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
+    _check_evaluated(folder, metrics)
     name = name or config["name"]
     export_run(exports / name, learn, name, recipe, metrics)
     return exports / name
 
 
+def _check_evaluated(folder: Path, metrics: dict) -> None:
+    if "unfamiliar_below" not in metrics:
+        raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
+
+
 def evaluate_export(export: Export, data: ImageData) -> dict:
     """An export's figures on the test split of any data whose classes it knows by name. Raises UserError."""
-    if strangers := sorted(set(data.classes) - set(export.classes)):
-        raise UserError(f"{export.folder} does not know the classes {', '.join(strangers)} of {data.source}.")
-    numbers = np.array([export.classes.index(name) for name in data.classes])
+    labels = _test_labels(export, data)
 
     def batches():
-        for start in range(data.n_train, len(data.images), EVAL_BATCH):
+        for start in range(0, data.n_test, EVAL_BATCH):
             rows = slice(start, start + EVAL_BATCH)
-            images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2)
+            images = torch.from_numpy(data.images[data.n_train :][rows]).permute(0, 3, 1, 2)
             x = normalize(images, export.config["mean"], export.config["std"])
-            yield x, torch.from_numpy(numbers[data.labels[rows]])
+            yield x, torch.from_numpy(labels[rows])
 
     predictions = predict_batches(export.model, batches(), export.config["temperature"])
     return split_figures(predictions, export.classes)
+
+
+def corrupt_export(export: Export, data: ImageData) -> dict:
+    """As `judge`, for an export and any data whose classes it knows by name. Raises UserError."""
+    return judge(export.scores, data, _test_labels(export, data))
+
+
+def _test_labels(export: Export, data: ImageData) -> np.ndarray:
+    """Of the test split, as the export numbers the classes."""
+    if strangers := sorted(set(data.classes) - set(export.classes)):
+        raise UserError(f"{export.folder} does not know the classes {', '.join(strangers)} of {data.source}.")
+    numbers = np.array([export.classes.index(name) for name in data.classes])
+    return numbers[data.labels[data.n_train :]]

@@ -28,6 +28,12 @@ def wilson_interval(share: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+def mean_interval(values: np.ndarray) -> list[float]:
+    """The 95 % interval of the mean of independent values (N,), by the central limit theorem."""
+    half = Z_95 * values.std() / math.sqrt(len(values))
+    return [float(values.mean() - half), float(values.mean() + half)]
+
+
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each image (N,), in nats, without label smoothing."""
     return F.cross_entropy(logits, labels, reduction="none")

@@ -76,7 +76,8 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
 <p class="note">The epoch and the calibration were chosen on the validation split; the test split was used once, at the end.
 TTA: test-time augmentation, the average over six views of each image. Repeat it with:</p>
 <pre>{escape(config["command"])}</pre>
-{sections}"""
+{sections}
+{_corruptions(folder)}"""
     path = folder / "report.html"
     path.write_text(page(f"{config['name']}: {metrics['test_accuracy']:.1%}", body), encoding="utf-8")
     return path
@@ -142,6 +143,27 @@ def _duration(seconds: float) -> str:
 
 def _heading(title: str, below: str) -> str:
     return f"<h3>{title}</h3>{below}"
+
+
+def _corruptions(folder: Path) -> str:
+    """What `evaluate --corruptions` left in the folder, if it did."""
+    if not (folder / "corruptions.json").is_file():
+        return ""
+    found = json.loads((folder / "corruptions.json").read_bytes())
+    interval = "{:.2%} to {:.2%}".format(*found["mean_corruption_accuracy_interval"])
+    heads = ("kind", *(f"severity {number}" for number in range(1, 6)), "mean")
+    return f"""<h2>How it bears corrupted images</h2>
+<p>{found["n_images"]:,} of the {found["n_test"]:,} test images, corrupted in {len(found["kind_accuracy"])} ways at five
+severities: mean corruption accuracy {found["mean_corruption_accuracy"]:.2%} (95 % interval {interval}),
+{found["drop"] * 100:.2f} points below the {found["clean_accuracy"]:.2%} of the same images clean.</p>
+{picture("Accuracy by kind and severity of corruption", (folder / "corruptions.png").read_bytes())}
+{table(heads, _corruption_rows(found))}"""
+
+
+def _corruption_rows(found: dict):
+    for kinds in found["accuracy"].values():
+        for kind, accuracies in kinds.items():
+            yield (kind.replace("_", " "), *(f"{share:.1%}" for share in (*accuracies, found["kind_accuracy"][kind])))
 
 
 def _class_rows(metrics: dict):
