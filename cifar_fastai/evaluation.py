@@ -182,7 +182,7 @@ def _top_losses(learn: Learner, interpretation: Interpretation, classes: list[st
     gap = np.full((*images.shape[:2], max(1, data.size // 16), 3), 255, np.uint8)
     captions = [f"{caption}, loss {predictions.losses[i]:.1f}" for caption, i in _captions(predictions, places, classes)]
     title = "The test images it was most wrong about, and where it saw what it answered (Grad-CAM)"
-    return figures.image_grid(np.concatenate([images, gap, overlay(images, heat)], axis=2), captions, title, columns=5)
+    return figures.image_grid(np.concatenate([images, gap, overlay(images, heat)], axis=2), captions, title, columns=3)
 
 
 def _confident_mistakes(data, predictions: Predictions, classes: list[str]):

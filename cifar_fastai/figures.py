@@ -101,12 +101,13 @@ def per_class_accuracy(accuracies: dict[str, float], overall: float) -> Figure:
     names, shares = zip(*ordered, strict=True)
     figure = Figure(figsize=(7, 0.35 * len(names) + 1.5), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(names, shares, color=BLUE)
-    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
-    axes.axvline(overall, color=ORANGE, linestyle=":", label=f"all classes {overall:.1%}")
-    axes.set(xlim=(0, 1.1), xlabel="share recognised", title=f"Easiest: {names[0]}, hardest: {names[-1]}")
+    axes.barh(names, shares, color=BLUE)
+    for place, share in enumerate(shares):
+        axes.text(1.02, place, f"{share:.1%}", va="center")
+    axes.axvline(overall, color=ORANGE, linestyle=":")
+    words = f"share recognised (dotted: all classes, {overall:.1%})"
+    axes.set(xlim=(0, 1.12), xlabel=words, title=f"Easiest: {names[0]}, hardest: {names[-1]}")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(frameon=False, loc="lower left")
     _plain(axes)
     return figure
 

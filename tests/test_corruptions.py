@@ -387,7 +387,7 @@ def test_the_export_is_judged_the_same_and_nothing_is_written(corrupted_run, dig
 def test_the_report_shows_it(corrupted_run):
     folder, _, found = corrupted_run
     html = (folder / "report.html").read_text()
-    assert "Accuracy on corrupted images" in html and html.count('src="data:image/png;base64,') == 9
+    assert "How it bears corrupted images" in html and html.count('src="data:image/png;base64,') == 12
     assert f"mean corruption accuracy {found['mean_corruption_accuracy']:.2%}" in html
     assert all(f"<td>{kind.replace('_', ' ')}</td>" in html for kind in KINDS)
     picture = np.asarray(Image.open(folder / "corruptions.png").convert("RGB"))
