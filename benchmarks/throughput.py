@@ -139,7 +139,7 @@ class Convolutions:
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.in_channels > 3:
                 handles.append(module.register_forward_hook(keep))
-        model(torch.randn(1, 3, 32, 32))
+        model.eval()(torch.randn(1, 3, 32, 32))
         for handle in handles:
             handle.remove()
         with FlopCounterMode(display=False) as counter:
@@ -183,7 +183,7 @@ def measure(model: str, bs: int, rounds: int, n_images: int, folder: Path) -> di
     data = random_images(n_images)
     contestants = {"ours": Ours(data, recipe), "by_hand": HandWritten(data, recipe)}
     contestants["fastai"] = StockFastai(data, recipe, folder)
-    convolutions = Convolutions(create_model(model, 10).train(), bs)
+    convolutions = Convolutions(create_model(model, 10), bs)
     flops = training_flops(contestants["by_hand"].model, bs)
     speeds, rates = {name: [] for name in contestants}, {"convolutions": [], "gemm": []}
     for number in range(rounds + 1):
