@@ -19,13 +19,14 @@ PICTURES = {
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } h1, h2, p { overflow-wrap: anywhere }
 .summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 45%), 1fr)); gap: .75rem }
 .summary div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .75rem }
 .summary dt { color: #555; font-size: .85rem } .summary dd { margin: 0; font-size: 1.3rem }
 img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse } td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd }
 .figures td { white-space: nowrap } .figures tr :first-child { position: sticky; left: 0; background: #fff }
+.figures td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: min(10rem, 35vw) }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
 @media print { h2 { break-after: avoid } img { break-inside: avoid } }
 """
