@@ -40,12 +40,11 @@ def compare(folders: list[Path], out: Path) -> Path:
     """
     runs = open_runs(folders)
     summary, details = sections(runs)
-    print("\n\n".join(as_text(section) for section in summary), flush=True)
-    try:
+    try:  # before anything is printed, since a reader may leave early
         out.write_text(_html(runs, summary, details), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
-    print()
+    print("\n\n".join(as_text(section) for section in summary), end="\n\n")
     say("page", out)
     return out
 

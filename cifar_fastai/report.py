@@ -33,7 +33,8 @@ STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .5rem; overflow-wrap: anywhere }
+h1, h2, p { overflow-wrap: anywhere }
+h1 { font-size: 1.6rem; margin-bottom: .5rem }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072b2; padding-bottom: .25rem }
 h3 { font-size: 1rem }
 .lead { font-size: 1.1rem } .note { color: #555; font-size: .9rem }
@@ -45,6 +46,7 @@ img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 .figures td { white-space: nowrap } .figures tr :first-child { position: sticky; left: 0; background: #fff }
+.figures td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: min(10rem, 35vw) }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
 @media print {
   body { font-size: 11pt } pre { white-space: pre-wrap }

@@ -57,7 +57,7 @@ def trained(digits_run):
     return load_learner(digits_run.export)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is open, no test can run an event loop of its own
 def browser():
     from playwright.sync_api import sync_playwright
 

@@ -135,7 +135,7 @@ def test_without_predictions_only_the_test_by_images_is_missing(tmp_path, compar
 
 
 def test_seeds_are_grouped_and_held_against_one_another(tmp_path, compare):
-    wrong = {"fast": [30, 36, 33], "slow": [45, 66]}
+    wrong = {"fast": [45, 66, 54], "slow": [30, 40]}  # fast is first by validation, and behind on the test split
     folders = [
         write_run(tmp_path / f"20260101-00000{place}-{name}-seed{seed}", range(n), seed=seed, lr=lr, valid=valid)
         for name, lr, valid in (("slow", 0.01, 0.8), ("fast", 0.1, 0.9))
@@ -250,7 +250,7 @@ def test_curves_by_name():
 @pytest.mark.browser
 def test_the_page_in_the_browser(browser, digits_run, tmp_path, compare):
     """Long names, a second set of test images, letters that HTML could take for its own."""
-    folders = [write_run(tmp_path / name, range(9), lr=lr) for name, lr in (("long-name-" * 9, 1), ("<img src=x>&", 2))]
+    folders = [write_run(tmp_path / name, range(9), lr=lr) for name, lr in (("long_name_" * 9, 1), ("<img src=x>&", 2))]
     code, *_, page = compare(digits_run.folder, *folders)
     assert code == 0 and "&lt;img src=x&gt;&amp;" in page and "<img src=x" not in page
     assert_opens_by_itself(browser, tmp_path / "page.html", n_pictures=2)
@@ -272,6 +272,14 @@ def edit(**changes):
 
 def replaced(name, content):
     return lambda folder: (folder / name).write_text(content)
+
+
+def upside_down(name):
+    def damage(folder):
+        head, *lines = (folder / name).read_text().splitlines()
+        (folder / name).write_text("\n".join([head, *reversed(lines)]))
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -299,6 +307,11 @@ def replaced(name, content):
         (replaced("history.csv", "epoch,accuracy\n1,0.5\n"), "bad/history.csv is damaged (KeyError: 'valid_loss')."),
         (replaced("history.csv", "epoch,valid_loss,accuracy\n"), "bad/history.csv is damaged (no epoch in it)."),
         (replaced("predictions.csv", "index,label,predicted\n0,ant,ant\n"), "bad/predictions.csv does not fit the run's"),
+        (
+            edit(test_accuracy=0.5),
+            "bad/predictions.csv does not fit the run's metrics.json: 300 of 300 images right, against 50.00%",
+        ),
+        (upside_down("predictions.csv"), "bad/predictions.csv does not fit the run's"),
         (
             replaced("predictions.csv", "index,label,predicted\n" + "".join(f"{i},bee,bee\n" for i in range(300))),
             "bad/predictions.csv is damaged: other labels than",
