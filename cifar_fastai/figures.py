@@ -164,9 +164,10 @@ def corruptions(groups: dict[str, dict[str, list[float]]], clean: float) -> Figu
     )
     axes = figure.subplots()
     table = np.column_stack([table, means])
-    image = axes.imshow(clean - table, cmap="Oranges", vmin=0, vmax=max(clean, 0.01), aspect="auto")
+    lost = 100 * (clean - table)
+    image = axes.imshow(lost, cmap="Oranges", vmin=0, vmax=max(100 * clean, 1), aspect="auto")
     for row, column in np.ndindex(*table.shape):
-        colour = "white" if clean - table[row, column] > 0.65 * clean else "black"
+        colour = "white" if lost[row, column] > 65 * clean else "black"
         axes.text(column, row, f"{table[row, column]:.1%}", ha="center", va="center", fontsize=9, color=colour)
     axes.axvline(table.shape[1] - 1.5, color="white", linewidth=4)
     for end in np.cumsum([len(kinds) for kinds in groups.values()])[:-1]:
@@ -176,7 +177,7 @@ def corruptions(groups: dict[str, dict[str, list[float]]], clean: float) -> Figu
     axes.set(xlabel="severity")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="below the accuracy on clean images", format=PercentFormatter(1), shrink=0.8)
+    figure.colorbar(image, ax=axes, label="points below the accuracy on clean images", shrink=0.8)
     return figure
 
 

@@ -12,7 +12,7 @@ from cifar_fastai.run import say
 from cifar_fastai.sources import ImageData
 
 SAMPLE, SEED = 1000, 0  # images, and what they and their corruptions are drawn with
-BATCH = 250  # images predicted at once; 500 take a third longer on one CPU core
+BATCH = 250  # images predicted at once
 
 
 def judge(scores: Callable[[Tensor], Tensor], data: ImageData, labels: np.ndarray) -> dict:
