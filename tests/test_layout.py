@@ -9,7 +9,7 @@ PACKAGE = ROOT / "cifar_fastai"
 # A module imports only modules that stand before it.
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment data learner training figures "
-    "contactsheet metrics evaluation artifacts inference report web run finished cli"
+    "contactsheet metrics evaluation artifacts inference batching report api web run finished cli"
 ).split()
 
 
