@@ -23,7 +23,7 @@ from conftest import ROOT, environment
 from PIL import Image
 from test_app import free_port
 
-from cifar_fastai import Classifier
+from cifar_fastai import Classifier, decode_image
 from cifar_fastai.batching import BatchingClassifier, NotReady
 
 UPLOAD = {"_type": "gradio.FileData"}
@@ -251,6 +251,7 @@ def test_ten_megabytes_are_not_too_large(url):
     entry = post(url, ("a.png", b"x" * 10_000_000)).json()["predictions"][0]
     assert entry["error"].startswith("Not an image")
     assert post(url, ("a.png", b"x" * 10_000_001)).status_code == 413
+    assert post(url, *[("a.png", b"x" * 6_000_000)] * 2).status_code == 200
 
 
 # --- busy --------------------------------------------------------------------------------------------------------
@@ -339,7 +340,9 @@ def test_an_error_in_one_batch_does_not_end_the_classifier(digits_run, classifie
     cancelled = [batching.submit(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)) for _ in range(20)]
     for future in cancelled:
         future.cancel()
-    assert batching.predict(picture(1)) == pytest.approx(classifier.predict(picture(1)), abs=1e-6)
+    image = batching.tensor(decode_image(picture(1)))
+    (answer,) = batching.submit(image[None]).result(timeout=30)
+    assert answer == pytest.approx(classifier.predict(picture(1)), abs=1e-6)
     batching.close()
 
 
