@@ -240,16 +240,15 @@ def _image_paths(arguments: list[str]):
 def _add_serve_arguments(parser):
     add = parser.add_argument
     _add_export_argument(parser)
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on; 0.0.0.0 lets other machines in")
-    add("--port", type=int, default=7860, metavar="N", help="to listen on")
+    host, port = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
+    add("--host", default=host, metavar="ADDRESS", help="to listen on; 0.0.0.0 lets other machines in")
+    add("--port", type=int, default=port, metavar="N", help="to listen on")
     add("--share", action="store_true", help="also open a public link through Gradio's servers")
-    add("--auth", metavar="USER:PASSWORD", help="ask visitors to sign in")
+    add("--auth", metavar="USER:PASSWORD", help="ask visitors to sign in, to the page and the API")
     add("--max-queue", type=int, default=100, metavar="N", help="requests that may wait; more are told to come back")
 
 
 def _serve(options) -> int:
-    from cifar_fastai.web import serve
-
     user, colon, password = (options.auth or "").partition(":")
     if options.auth and not (user and colon and password):
         raise UserError("--auth takes USER:PASSWORD.")
@@ -259,11 +258,11 @@ def _serve(options) -> int:
         raise UserError(f"--max-queue must be at least 1, not {options.max_queue}.")
 
     from cifar_fastai.artifacts import find_export
-    from cifar_fastai.inference import Classifier
+    from cifar_fastai.batching import BatchingClassifier
+    from cifar_fastai.web import serve
 
-    classifier = Classifier(find_export(options.export))
     serve(
-        classifier,
+        BatchingClassifier(find_export(options.export)),
         host=options.host,
         port=options.port,
         share=options.share,

@@ -16,6 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 TOO_LARGE = f"The file is larger than {MAX_BYTES // 1_000_000} MB."
 TOO_MANY_PIXELS = f"The image has more than {MAX_PIXELS // 1_000_000} megapixels."
+FIRST_FRAME = "first frame of an animation"
 BACKGROUND = (255, 255, 255)  # shines through transparent pixels
 
 
@@ -28,7 +29,8 @@ def decode_image(source) -> Image.Image:
 
     JPEG, PNG, WebP, GIF and BMP are read, up to 10 MB and 25 megapixels, whatever the file is called. The camera's
     rotation is applied, transparency laid over white, 16-bit and float values scaled to 8 bits (floats count from
-    0 to 1), and of an animation the first frame is taken. Raises BadImage.
+    0 to 1), and of an animation the first frame is taken; `info["warnings"]` of the picture lists remarks like this
+    one. Raises BadImage.
     """
     if isinstance(source, Image.Image):
         return _from_pil(source)
@@ -86,7 +88,10 @@ def _from_bytes(data: bytes) -> Image.Image:
         raise BadImage(TOO_LARGE)
     with _pillows_errors():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    return _from_pil(image)
+        animated = getattr(image, "is_animated", False)
+    picture = _from_pil(image)
+    picture.info["warnings"] = [FIRST_FRAME] if animated else []
+    return picture
 
 
 def _from_pil(image: Image.Image) -> Image.Image:

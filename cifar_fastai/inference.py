@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cifar_fastai.artifacts import Export, load_export
 from cifar_fastai.images import decode_image, fit_image
 from cifar_fastai.models import tta_logits
+
+MAX_BATCH = 64  # images computed at once: more are no faster, and take memory
 
 
 class Classifier:
@@ -32,16 +36,17 @@ class Classifier:
 
     def predict_batch(self, images: Iterable, tta: bool = False) -> list[dict[str, float]]:
         """As `predict`, for several images at once."""
-        batch = [self._tensor(image) for image in images]
-        if not batch:
-            return []
-        network = (lambda x: tta_logits(self.export.model, x)) if tta else None
-        answers = []
-        for row in self.export.probabilities(torch.stack(batch), network).tolist():
-            ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
-            answers.append(dict(ranked))
+        images, answers = iter(images), []
+        while batch := [self.tensor(decode_image(image)) for image in islice(images, MAX_BATCH)]:
+            answers += self.answers(torch.stack(batch), tta)
         return answers
 
-    def _tensor(self, image) -> Tensor:
-        picture = fit_image(decode_image(image), self.export.size)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """What the network sees of an RGB picture: uint8 (3, size, size)."""
+        return torch.from_numpy(np.array(fit_image(picture, self.export.size))).permute(2, 0, 1)
+
+    def answers(self, images: Tensor, tta: bool = False) -> list[dict[str, float]]:
+        """As `predict`, from a batch of what `tensor` returns."""
+        network = (lambda x: tta_logits(self.export.model, x)) if tta else None
+        rows = self.export.probabilities(images, network).tolist()
+        return [dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])) for row in rows]

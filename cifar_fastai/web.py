@@ -1,21 +1,30 @@
-"""The Gradio interface, given a classifier."""
+"""The Gradio page, given a classifier, and the server of page and API."""
 
 import base64
+import io
+import json
 import os
+import secrets
+import signal
 import socket
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
+from cifar_fastai.api import TOP_K, create_api, fill_in, read_files
+from cifar_fastai.batching import BatchingClassifier
 from cifar_fastai.errors import UserError
 from cifar_fastai.images import MAX_BYTES, BadImage
 from cifar_fastai.inference import Classifier
 
-TOP_K = 5
+AT_ONCE = 4  # requests of the page that are worked on at a time: threads that may hold a decoded picture
 
 
 def build_app(classifier: Classifier):
-    """A `gradio.Blocks` with an image in and the likeliest classes out; its endpoint is `/predict`."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    """A `gradio.Blocks` with an image in and the likeliest classes out; its endpoints: `/predict` and `/predict_batch`."""
     import gradio as gr
+    import torch
 
     def predict(image):
         if image is None:
@@ -24,6 +33,12 @@ def build_app(classifier: Classifier):
             return classifier.predict(image)
         except BadImage as error:
             raise gr.Error(str(error), print_exception=False) from None
+
+    def predict_batch(files):
+        entries, images = read_files(classifier, files)
+        if images:
+            fill_in(entries, classifier.answers(torch.stack(images)))
+        return entries
 
     test = classifier.export.config["test"]
     with gr.Blocks(title="Image classifier") as app:
@@ -42,6 +57,10 @@ def build_app(classifier: Classifier):
         # An error leaves outputs as they were, so the answer to the last picture is wiped first.
         wiped = image.input(lambda: None, None, answer, queue=False, show_progress="hidden", api_visibility="private")
         wiped.then(predict, image, answer, api_name="predict", show_progress="hidden")
+
+        files, table = gr.File(label="Pictures", file_count="multiple", visible=False), gr.JSON(visible=False)
+        files.preprocess = _named_files
+        files.upload(predict_batch, files, table, api_name="predict_batch")
     return app
 
 
@@ -54,36 +73,151 @@ def _file_content(payload) -> bytes | None:
     return Path(payload.path).read_bytes()
 
 
-def serve(classifier: Classifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
-    """Serve until interrupted. Raises UserError if the address cannot be listened on."""
-    _check_free(host, port)
-    app = build_app(classifier)
-    app.queue(max_size=max_queue)
-    print(f"export   {classifier.export.folder}", flush=True)
-    _, local_url, share_url = app.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
+def _named_files(payload) -> list[tuple[str, io.BytesIO]]:
+    """As `read_files` takes them."""
+    files = payload.root if payload else []
+    return [(file.orig_name or Path(file.path).name, io.BytesIO(_file_content(file))) for file in files]
+
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+
+def serve(classifier: BatchingClassifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
+    """Serve page and API until interrupted. Raises UserError if the address cannot be listened on."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            _announce(classifier, host, port, share)
+
+        async def shutdown(self, sockets=None):
+            mounted = self.config.app.routes[-1].app
+            mounted.stop_event.set()  # ends the streams that open pages keep
+            await super().shutdown(sockets)
+
+    listener = _listen(host, port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # after the server's own end, so that the uploads go too
+    with tempfile.TemporaryDirectory(prefix="cifar_fastai-") as uploads:
+        app = create_app(classifier, Path(uploads), auth=auth, max_queue=max_queue)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+        Server(config).run(sockets=[listener])
+
+
+def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_queue: int = 100):
+    """The API with the page mounted at /.
+
+    uploads: a folder for what visitors send; auth: (user, password) for both; max_queue: requests that may wait in each.
+    """
+    os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}  # read when gradio is imported
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    page = build_app(classifier)
+    page.queue(max_size=max_queue, default_concurrency_limit=AT_ONCE, api_open=False)  # nobody passes the queue by
+    page.delete_cache = (600, 3600)  # seconds: how often uploads are looked through, and how old they may become
+    app = create_api(classifier, auth, max_queue)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
         auth=auth,
         max_file_size=MAX_BYTES,
+        root_path=os.environ.get("GRADIO_ROOT_PATH"),
         enable_monitoring=False,
         run_history=False,
+        ssr_mode=False,
         footer_links=["api"],
-        prevent_thread_lock=True,
-        quiet=True,
+        app_kwargs={"middleware": [Middleware(UploadsOnly, folder=uploads)]},
     )
-    print(f"serving  {local_url} (Ctrl-C stops it)", flush=True)
-    if share:
-        print(f"public   {share_url or 'no link could be made; the local address works'}", flush=True)
-    app.block_thread()
+    page.has_launched = True  # mounted, Gradio would otherwise leave out its own check of the files that a call names
+    return app
 
 
-def _check_free(host: str, port: int) -> None:
-    """Ask for the port as the server will, before anything heavy is started."""
+class UploadsOnly:
+    """Refuses calls of the page's functions that name a file other than an upload.
+
+    Gradio would fetch an address that stands in place of a file, and its check of paths can be off.
+    """
+
+    def __init__(self, app, folder: Path):
+        self.app = app
+        self.folder = folder.resolve()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or not scope["path"].startswith("/gradio_api/"):
+            return await self.app(scope, receive, send)
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect, Request
+        from starlette.responses import JSONResponse
+
+        request = Request(scope, receive)
+        is_call = scope["method"] == "POST" and not request.headers.get("content-type", "").startswith("multipart/")
+        try:
+            body = await request.body() if is_call else b""
+        except ClientDisconnect:
+            return None
+        except HTTPException as error:  # too large
+            return await JSONResponse({"detail": error.detail}, error.status_code)(scope, receive, send)
+        if "://" in scope["path"] or not self.allows(body):
+            refusal = {"detail": "Send the picture itself: neither addresses nor files of the server are opened."}
+            return await JSONResponse(refusal, 403)(scope, receive, send)
+
+        async def replayed():
+            nonlocal is_call
+            if not is_call:
+                return await receive()
+            is_call = False
+            return {"type": "http.request", "body": body}
+
+        await self.app(scope, replayed, send)
+
+    def allows(self, body: bytes) -> bool:
+        """Whether each "path", anywhere in this JSON, lies in the folder."""
+
+        def sound(value) -> bool:
+            if isinstance(value, dict):
+                path = value.get("path")
+                inside = not isinstance(path, str) or Path(path).resolve().is_relative_to(self.folder)
+                return inside and all(map(sound, value.values()))
+            return not isinstance(value, list) or all(map(sound, value))
+
+        try:
+            return sound(json.loads(body or b"null"))
+        except json.JSONDecodeError:  # Gradio will say so
+            return True
+        except (ValueError, RecursionError):  # a null character in a name, or lists in lists without end
+            return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket, taken before anything heavy is started. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened on ({error.strerror or error}). Choose another --port.") from None
+
+
+def _announce(classifier: Classifier, host: str, port: int, share: bool) -> None:
+    name = "localhost" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
+    print(f"export   {classifier.export.folder}", flush=True)
+    print(f"serving  http://{name}:{port}/ (Ctrl-C stops it)", flush=True)
+    print(f"api      http://{name}:{port}/docs", flush=True)
+    if share:
+        threading.Thread(target=_share, args=(name.strip("[]"), port), daemon=True).start()
+
+
+def _share(host: str, port: int) -> None:
+    """Open Gradio's tunnel and print its public address, or why there is none."""
+    from gradio import networking
+
+    try:
+        url = networking.setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+        print(f"public   {url.replace('http://', 'https://')}", flush=True)
+    except Exception as error:  # a mistake on the way to somebody else's server must not end this one
+        reason = error.__cause__ or error
+        print(f"public   no link could be made ({reason}); the local address works", flush=True)

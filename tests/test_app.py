@@ -136,6 +136,17 @@ def test_a_bad_file_in_the_browser_wipes_the_old_answer(page, images):
 
 
 @pytest.mark.browser
+def test_the_documentation_of_the_api_in_the_browser(page, address, images):
+    page.goto(f"{address}docs")
+    page.get_by_text("/v1/predict").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Add string item").click()
+    page.set_input_files("input[type=file]", images / "photo.jpg")
+    page.get_by_role("button", name="Execute").click()
+    page.locator(".live-responses-table").get_by_text('"label"').wait_for(timeout=20_000)
+
+
+@pytest.mark.browser
 def test_the_report_in_the_browser(browser, digits_run):
     assert_opens_by_itself(browser, digits_run.folder / "report.html", n_pictures=11)
 

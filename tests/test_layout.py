@@ -10,7 +10,7 @@ PACKAGE = ROOT / "cifar_fastai"
 # A module imports only modules that stand before it.
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment corruptions data learner training figures "
-    "contactsheet metrics explain evaluation artifacts inference report web run robustness finished compare cli"
+    "contactsheet metrics explain evaluation artifacts inference batching report api web run robustness finished compare cli"
 ).split()
 
 
