@@ -9,8 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from cifar_fastai.errors import DataError, ExportWarning, UserError
+from cifar_fastai.errors import DataError, ExportWarning, TrackingWarning, UserError
 from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
+
+TRACKERS = ("tensorboard", "wandb")  # packages that few need
 
 
 def main(command: str | None = None, argv: list[str] | None = None) -> int:
@@ -19,7 +21,8 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
-    warnings.filterwarnings("always", category=ExportWarning)
+    for category in (ExportWarning, TrackingWarning):
+        warnings.filterwarnings("always", category=category)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         code = options.function(options)
@@ -32,7 +35,8 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        print(f"error: the package {error.name!r} is missing: `pip install -r requirements.txt`.", file=sys.stderr)
+        what = error.name if error.name in TRACKERS else "-r requirements.txt"
+        print(f"error: the package {error.name!r} is missing: `pip install {what}`.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,6 +119,12 @@ def _add_train_arguments(parser):
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
     add("--name", metavar="NAME", help="of the run and of its export in exports/ (default: recipe and data)")
     add("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds S to S+N-1, and report their spread")
+    add("--tensorboard", action="store_true", help="also log to TensorBoard: `tensorboard --logdir runs` shows all runs")
+    add(
+        "--wandb",
+        action="store_true",
+        help="also log to Weights & Biases; WANDB_MODE=offline does so without login or network",
+    )
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
 
 
@@ -158,6 +168,7 @@ def _train(options) -> int:
         device=device,
         out=options.out,
         name=options.name,
+        trackers=tuple(tracker for tracker in TRACKERS if getattr(options, tracker)),
         command=shlex.join(["python", "train.py", *options.argv]),
     )
     recipe = get_recipe(name, **overrides)

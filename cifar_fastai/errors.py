@@ -30,3 +30,7 @@ class ExportError(UserError):
 
 class ExportWarning(UserWarning):
     """An export works, but not exactly as where it was made."""
+
+
+class TrackingWarning(UserWarning):
+    """A run goes on without being logged to a tracker that it should be logged to."""

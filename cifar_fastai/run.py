@@ -23,6 +23,7 @@ from cifar_fastai.learner import check_model, create_learner
 from cifar_fastai.models import count_flops, count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
+from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
 
 SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
@@ -44,6 +45,7 @@ class RunOptions:
     out: Path = Path("runs")
     exports: Path = Path("exports")
     name: str | None = None  # of the run and its export; recipe and data by default
+    trackers: tuple[str, ...] = ()  # to log to as well: tensorboard, wandb
     command: str = ""  # that repeats the run
 
 
@@ -61,6 +63,7 @@ def pick_device(wanted: str | None) -> str:
 def run(recipe: Recipe, options: RunOptions) -> Path:
     """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds."""
     check_model(recipe.model)  # before the data, which can take long
+    check_trackers(options.trackers)
     started = time.time()
     data = load_data(options.source, recipe.size)
     dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
@@ -71,12 +74,17 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     write_json(folder / "config.json", config)
     _announce(dls, recipe, learn, options.device, folder)
 
-    training = train(learn, recipe, folder)
+    with track(options.trackers, folder, config) as trackers:
+        for tracker in trackers:
+            say("logging", tracker.where)
+        training = train(learn, recipe, folder, cbs=trackers)
 
-    draw_training(learn, training, folder)
-    metrics = evaluate(learn, folder) | _record(dls, learn, training, options)
-    record_metrics(folder, metrics, config)
-    export_run(options.exports / name, learn, name, recipe, metrics)
+        draw_training(learn, training, folder)
+        metrics = evaluate(learn, folder) | _record(dls, learn, training, options)
+        record_metrics(folder, metrics, config)
+        export_run(options.exports / name, learn, name, recipe, metrics)
+        for tracker in trackers:
+            tracker.record(folder, metrics)
     return folder
 
 

@@ -33,16 +33,16 @@ class Training:
     images_per_second: float  # training images, validation time not counted
 
 
-def train(learn: Learner, recipe: Recipe, folder: Path, stream=None) -> Training:
+def train(learn: Learner, recipe: Recipe, folder: Path, stream=None, cbs=()) -> Training:
     """Train `learn`, leave history.csv and checkpoints/ in `folder`, and give the learner its best epoch's weights.
 
-    Best means lowest validation loss. stream: where progress is shown, standard output by default. Raises
-    TrainingDiverged when the loss is no longer finite; the last finite checkpoints stay.
+    Best means lowest validation loss. stream: where progress is shown, standard output by default. cbs: more callbacks.
+    Raises TrainingDiverged when the loss is no longer finite; the last finite checkpoints stay.
     """
     learn.path, learn.model_dir = folder, Path("checkpoints")
     history, progress = History(folder / "history.csv"), Progress(stream)
     keepers = [SaveBest(), SaveLast(), ReturnMemory()]
-    cbs = [history, StopOnDivergence(), *keepers, progress, EarlyStopping(recipe.patience, stream)]
+    cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, EarlyStopping(recipe.patience, stream)]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     start = time.perf_counter()
     try:
