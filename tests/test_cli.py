@@ -15,8 +15,9 @@ from conftest import ROOT, call, environment, write_pictures
 from PIL import Image
 
 RUN_FILES = (
-    "checkpoints config.json confusion_matrix.png history.csv loss_curve.png lr_schedule.png metrics.json "
-    "per_class_accuracy.png predictions.csv reliability.png report.html risk_coverage.png samples.png top_losses.png"
+    "checkpoints confident_mistakes.png config.json confusion_matrix.png filters.png history.csv loss_curve.png "
+    "lr_schedule.png metrics.json per_class_accuracy.png predictions.csv predictions.png reliability.png report.html "
+    "risk_coverage.png samples.png top_losses.png"
 ).split()
 
 
