@@ -49,7 +49,7 @@ td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 .figures td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: min(10rem, 35vw) }
 pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; border-radius: 6px }
 @media print {
-  body { font-size: 11pt } pre { white-space: pre-wrap }
+  body { font-size: 11pt } pre { white-space: pre-wrap } img { max-height: 11cm }
   h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
 }
 """
