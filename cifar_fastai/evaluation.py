@@ -106,7 +106,7 @@ def split_figures(test: Predictions, classes) -> dict:
 def draw_training(learn: Learner, training: Training, folder: Path) -> None:
     """The pictures of how the training went."""
     pictures = {
-        "loss_curve": figures.loss_curve(training.history, training.best_epoch),
+        "loss_curve": figures.loss_curve(training.history, training.train_accuracies, training.best_epoch),
         "lr_schedule": figures.lr_schedule(training.lrs, len(learn.dls.train)),
         "samples": _samples(learn.dls, list(learn.dls.vocab)),
     }

@@ -11,8 +11,8 @@ BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours,
 SEVERAL = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
-def loss_curve(history: list[dict], best_epoch: int) -> Figure:
-    """Training and validation loss and validation accuracy by epoch, the best epoch marked."""
+def loss_curve(history: list[dict], train_accuracies: list[float], best_epoch: int) -> Figure:
+    """Training and validation loss and accuracy by epoch, the best epoch marked."""
     best = history[best_epoch - 1]
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(
@@ -23,6 +23,7 @@ def loss_curve(history: list[dict], best_epoch: int) -> Figure:
     losses, accuracies = figure.subplots(1, 2)
     losses.plot(epochs, [row["train_loss"] for row in history], color=GRAY, label="training (augmented)", marker=".")
     losses.plot(epochs, [row["valid_loss"] for row in history], color=BLUE, label="validation", marker=".")
+    accuracies.plot(epochs, train_accuracies, color=GRAY, label="training (augmented)", marker=".")
     accuracies.plot(epochs, [row["accuracy"] for row in history], color=BLUE, label="validation", marker=".")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes, name in ((losses, "loss"), (accuracies, "accuracy")):

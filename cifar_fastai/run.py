@@ -152,6 +152,7 @@ def _record(dls, learn, training: Training, options: RunOptions) -> dict:
         "flops_per_image": count_flops(learn.model, data.size),
         "epochs_run": len(training.history),
         "best_epoch": training.best_epoch,
+        "train_accuracies": training.train_accuracies,
         "train_seconds": training.seconds,
         "images_per_second": training.images_per_second,
         "peak_memory_mb": peak_memory_mb(options.device),

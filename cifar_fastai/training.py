@@ -27,6 +27,7 @@ class Training:
     """What a training left behind, apart from the weights."""
 
     history: list[dict]  # one row an epoch, HISTORY_COLUMNS
+    train_accuracies: list[float]  # of each epoch: share of the augmented images recognised while they were trained on
     best_epoch: int  # the epoch, counted from 1, whose weights the learner now has
     lrs: list[float]  # learning rate of every step
     seconds: float
@@ -53,6 +54,7 @@ def train(learn: Learner, recipe: Recipe, folder: Path, stream=None, cbs=()) -> 
     seconds = time.perf_counter() - start
     return Training(
         history=history.rows,
+        train_accuracies=history.train_accuracies,
         best_epoch=min(history.rows, key=lambda row: row["valid_loss"])["epoch"],
         lrs=[float(lr) for lr in learn.recorder.lrs],
         seconds=seconds,
@@ -69,18 +71,22 @@ class History(Callback):
         self.path = path
 
     def before_fit(self):
-        self.rows, self.images, self.train_seconds = [], 0, 0.0
+        self.rows, self.train_accuracies, self.images, self.train_seconds = [], [], 0, 0.0
         self._write(HISTORY_COLUMNS, mode="w")
 
     def before_epoch(self):
         self.epoch_start = time.perf_counter()
+        self.right, self.seen = 0, 0
 
     def after_batch(self):
         if self.training:
-            self.images += len(self.yb[0])
+            self.seen += len(self.y)
+            self.right += (self.pred.detach().argmax(dim=1) == self.y).sum()  # stays on the device until the epoch's end
 
     def after_train(self):
         self.train_seconds += time.perf_counter() - self.epoch_start
+        self.images += self.seen
+        self.train_accuracies.append(int(self.right) / self.seen)
 
     def after_epoch(self):
         train_loss, valid_loss, accuracy = (float(value) for value in self.recorder.values[-1])

@@ -53,6 +53,21 @@ def test_history_and_checkpoints(tmp_path):
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
+def test_training_accuracy_by_counting(tmp_path):
+    class Count(Callback):
+        order, right = 80, []
+
+        def after_batch(self):
+            if self.training:
+                self.right += [(self.epoch, bool(flag)) for flag in self.pred.argmax(dim=1) == self.yb[0]]
+
+    learn, recipe, folder = start(tmp_path)
+    learn.add_cb(Count())
+    training = train(learn, recipe, folder, io.StringIO())
+    expected = [np.mean([flag for epoch, flag in Count.right if epoch == number]) for number in range(3)]
+    assert training.train_accuracies == expected and training.train_accuracies[2] > 0.3
+
+
 def test_the_best_epoch_is_reloaded_not_the_last(tmp_path):
     class Spoil(Callback):
         """Ruins the weights once the second epoch is over and saved."""
