@@ -416,7 +416,7 @@ def test_misuse(digits_run, tmp_path):
     assert done.returncode == 2 and "does not know the classes blue, green, red" in done.stderr and done.stdout == ""
     run = shutil.copytree(digits_run.folder, tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text())
-    del metrics["temperature"]
+    del metrics["unfamiliar_below"]
     (run / "metrics.json").write_text(json.dumps(metrics))
     done = call("-m", "cifar_fastai", "evaluate", run, "--corruptions", cwd=tmp_path)
     assert done.returncode == 2 and "was evaluated by an older version" in done.stderr and done.stdout == ""
