@@ -45,32 +45,47 @@ class Augment(Transform):
     def __init__(self, recipe: Recipe, seed: int = 42, mean=(0.5, 0.5, 0.5)):
         self.recipe, self.seed, self.mean = recipe, seed, mean
         self.epoch = 0
-        self.streams = self.fill = None
+        self.random_state = {}
+        self.fill = None
 
     def __getstate__(self):
-        return {**self.__dict__, "streams": None, "fill": None}  # an export has no use for them
+        return {**self.__dict__, "streams": None, "states": {}, "fill": None}  # an export has no use for them
+
+    @property
+    def random_state(self) -> dict[str, Tensor]:
+        """How far each random stream has got; another Augment of the same recipe and seed can go on from there."""
+        return self.states | (self.streams.states() if self.streams else {})
+
+    @random_state.setter
+    def random_state(self, states: dict[str, Tensor]):
+        self.streams, self.states = None, states  # the streams are made when the images' device is known
 
     def encodes(self, x: TensorImage):
         images = x.as_subclass(Tensor)  # a subclass costs Python code on every operation
         if self.streams is None or self.streams.device != images.device:
-            self.streams = Streams(self.seed, images.device)
+            self.streams = Streams(self.seed, images.device, self.states)
             self.fill = torch.tensor(self.mean, device=images.device) * 255
         rows = getattr(x, "rows", None)
         return TensorImage(augment(images, self.recipe, self.streams, rows=rows, epoch=self.epoch, fill=self.fill))
 
 
 class Streams:
-    """A random stream for each part of the augmentation, all from one seed."""
+    """A random stream for each part of the augmentation, all from one seed; `states` says how far some have got."""
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu"):
-        self.seed, self.device = seed, torch.device(device)
+    def __init__(self, seed: int, device: torch.device | str = "cpu", states: dict[str, Tensor] | None = None):
+        self.seed, self.device, self.start = seed, torch.device(device), states or {}
         self.generators: dict[str, torch.Generator] = {}
+
+    def states(self) -> dict[str, Tensor]:
+        return {part: generator.get_state() for part, generator in self.generators.items()}
 
     def draw(self, part: str, n: int, device=None) -> "Draw":
         """Random numbers for one part and n images, on another device if one is named."""
         if part not in self.generators:
             seed = self.seed ^ zlib.crc32(part.encode())
             self.generators[part] = torch.Generator(device or self.device).manual_seed(seed)
+            if part in self.start:
+                self.generators[part].set_state(self.start[part])
         return Draw(n, self.generators[part])
 
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from cifar_fastai.errors import DataError, ExportWarning, TrackingWarning, UserError
+from cifar_fastai.errors import DataError, ExportWarning, Interrupted, TrackingWarning, UserError
 from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
 
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
@@ -31,6 +31,9 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except Interrupted as interruption:
+        print(f"interrupted: {interruption}", file=sys.stderr)
+        return interruption.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -126,6 +129,8 @@ def _add_train_arguments(parser):
         help="also log to Weights & Biases; WANDB_MODE=offline does so without login or network",
     )
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
+    add("--deterministic", action="store_true", help="the same bits each time on a GPU too, where that can be slower")
+    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, given its folder, bit for bit")
 
 
 def _add_data_argument(parser):
@@ -146,6 +151,12 @@ def _add_size_argument(parser):
 def _train(options) -> int:
     if options.recipe == "help":
         return _list_recipes()
+    if options.resume:
+        from cifar_fastai.run import resume
+
+        asked = _given(options)
+        resume(asked.pop("resume"), asked.pop("data", None), **asked)
+        return 0
     fields = ("epochs", "size", "model", "valid_pct", "bs", "lr", "wd", "patience")
     overrides = {field: getattr(options, field) for field in fields if hasattr(options, field)}
     name = options.recipe
@@ -166,6 +177,7 @@ def _train(options) -> int:
         seed=options.seed,
         subset=options.subset,
         device=device,
+        deterministic=options.deterministic,
         out=options.out,
         name=options.name,
         trackers=tuple(tracker for tracker in TRACKERS if getattr(options, tracker)),
@@ -177,6 +189,13 @@ def _train(options) -> int:
     else:
         run_seeds(recipe, run_options, options.seeds)
     return 0
+
+
+def _given(options) -> dict:
+    """The options of train that stand on the command line, defaults left out."""
+    unset = argparse.Namespace(**dict.fromkeys(vars(options)))
+    given = vars(_parser("train").parse_args(options.argv, unset))
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _list_recipes() -> int:

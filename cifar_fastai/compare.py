@@ -21,11 +21,11 @@ from scipy.stats import binomtest, ttest_ind
 
 from cifar_fastai import figures
 from cifar_fastai.errors import UserError
-from cifar_fastai.finished import read_run
 from cifar_fastai.metrics import per_class, wilson_interval
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import page, picture, table
 from cifar_fastai.run import say
+from cifar_fastai.runfolder import read_finished
 
 ALPHA = 0.05  # a difference is called larger than chance if its p, corrected for the number of comparisons, lies below
 WORDS = ("name", "about", "measured")  # fields of a recipe that change no training
@@ -97,7 +97,7 @@ def open_runs(folders: list[Path]) -> list[Run]:
             raise UserError(f"{path} is given twice.")
     if len(folders) < 2:
         raise UserError(f"A comparison takes at least two run folders, not {len(folders)}.")
-    read = [(path, *read_run(path)) for path in folders]
+    read = [(path, *read_finished(path)) for path in folders]
     for path, config, metrics in read:
         _check(path / "config.json", config, CONFIG)
         _check(path / "metrics.json", metrics, METRICS)

@@ -9,6 +9,7 @@ import cifar_fastai.compat  # noqa: F401  before torchvision, which fastai.visio
 # isort: split
 import math
 import random
+from itertools import islice
 from pathlib import Path
 
 import fastai.vision.learner  # noqa: F401  how image batches are shown: show_results, plot_top_losses
@@ -114,6 +115,8 @@ class BatchDL(TfmdDL):
     so they are left out; with any other item transform the loader takes the usual way.
     """
 
+    skip = 0  # batches left out at the beginning of a pass, for an epoch that was begun before
+
     def __init__(self, dataset=None, bs=64, num_workers=0, **kwargs):
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
 
@@ -123,6 +126,9 @@ class BatchDL(TfmdDL):
         return list(self.dataset.items)
 
     def create_batches(self, samps):
+        yield from islice(self._all_batches(samps), self.skip, None)
+
+    def _all_batches(self, samps):
         if not self._items_are_rows():
             yield from super().create_batches(samps)
             return

@@ -9,6 +9,13 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message  # fastai rewrites the `args` of whatever a callback raises
+
+    def __str__(self):
+        return self.message
+
 
 class DataError(UserError):
     """Data that is missing, damaged or not to be had."""
@@ -30,6 +37,14 @@ class ExportError(UserError):
 
 class ExportWarning(UserWarning):
     """An export works, but not exactly as where it was made."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came, and what was done is saved. No Exception, so that nothing on the way takes it for one."""
+
+    def __init__(self, signal_number: int, words: str):
+        super().__init__(words)
+        self.exit_code = 128 + signal_number
 
 
 class TrackingWarning(UserWarning):

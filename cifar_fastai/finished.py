@@ -1,6 +1,5 @@
 """What can be done with a training that is over: evaluate it again, export it again, judge an export on other images."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +11,17 @@ from torch import Tensor
 from cifar_fastai import figures
 from cifar_fastai.artifacts import Export, normalize
 from cifar_fastai.cache import load_data
+from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
-from cifar_fastai.errors import DataError, UserError
+from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.robustness import judge
-from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics, say, write_json
+from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics, say
+from cifar_fastai.runfolder import check_same_data, read_finished, recipe_of, write_json
 from cifar_fastai.sources import ImageData
-
-
-def read_run(folder: Path) -> tuple[dict, dict]:
-    """A finished run's config.json and metrics.json. Raises UserError if one is missing or no JSON object."""
-    found = []
-    for path in (folder / "config.json", folder / "metrics.json"):
-        try:
-            found.append(json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            raise UserError(f"{folder} is no finished run: {path.name} is missing.") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}).") from None
-        if not isinstance(found[-1], dict):
-            raise UserError(f"{path} is damaged (no JSON object).")
-    return found[0], found[1]
 
 
 def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, dict, dict]:
@@ -44,22 +30,17 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
     source: where the run's data lies now, if not where it lay then. Raises UserError and DataError, the latter too if
     the data is not what the run was trained on.
     """
-    config, metrics = read_run(folder)
-    try:
-        fields = config["recipe"]
-        recipe = Recipe(**{**fields, "moms": tuple(fields["moms"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} is a damaged run, or another version's ({type(error).__name__}: {error}).") from None
+    config, metrics = read_finished(folder)
+    recipe = recipe_of(config, folder)
     data = load_data(source or config["data"], recipe.size)
-    if data.fingerprint != metrics["data"]["fingerprint"]:
-        raise DataError(f"{data.source} holds other pixels than {folder} was trained on; name the same data with --data.")
+    check_same_data(data, metrics["data"]["fingerprint"], folder)
     dls = dataloaders(data, recipe, config["seed"], subset=config["subset"], device=torch.device(pick_device(None)))
     learn = create_learner(dls, recipe, seed=config["seed"])
-    learn.path, learn.model_dir = folder, Path("checkpoints")
+    path = folder / "checkpoints" / BEST
     try:
-        learn.load("best", with_opt=False)
-    except Exception as error:  # a damaged file makes torch raise nearly anything
-        raise UserError(f"{folder}/checkpoints/best.pth cannot be used: {str(error).splitlines()[0]}") from None
+        learn.model.load_state_dict(load(path)["model"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
     return learn, recipe, config, metrics
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle and lr_find
 import numpy as np
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -40,7 +40,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
             model.init_identity()
     elif recipe.start_size:
         raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
-    return Learner(
+    return ResumableLearner(
         dls,
         model,
         loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
@@ -51,6 +51,20 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None)
         metrics=accuracy,
         cbs=_recipe_callbacks(recipe, seed),
     )
+
+
+class ResumableLearner(Learner):
+    """A Learner whose `fit` begins with the epoch `first_epoch`, counted from 0.
+
+    fastai's own `start_epoch` runs every callback for the epochs left out, on figures that are not there.
+    """
+
+    first_epoch = 0
+
+    def _do_fit(self):
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
 
 class CalibratedLoss(CrossEntropyLossFlat):
@@ -132,6 +146,7 @@ class Lookahead(Callback):
     """
 
     order = 30  # after MixedPrecision, before Recorder
+    kept = ("slow",)
 
     def __init__(self, steps: int, decay: float = 0.95**5):
         self.steps, self.decay = steps, decay
@@ -174,11 +189,22 @@ class MixImages(MixHandler):
     fastai's own two callbacks draw from the global generator, and its CutMix writes into the batch.
     """
 
+    kept = ("random_state",)
+    stack_y = False  # nothing of MixHandler's to be undone before the first epoch
+
     def __init__(self, recipe: Recipe, seed: int):
         self.recipe, self.seed = recipe, seed
 
     def before_fit(self):
         self.random = np.random.default_rng(self.seed)
+
+    @property
+    def random_state(self) -> dict:
+        return self.random.bit_generator.state
+
+    @random_state.setter
+    def random_state(self, state: dict):
+        self.random.bit_generator.state = state
 
     def before_batch(self):
         mixtures, others, self.lam = mix(self.x.as_subclass(torch.Tensor), self.recipe, self.random)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import re
 import statistics
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from fastai.learner import Learner
 
 from cifar_fastai.artifacts import write_export
 from cifar_fastai.cache import load_data
@@ -23,6 +25,8 @@ from cifar_fastai.learner import check_model, create_learner
 from cifar_fastai.models import count_flops, count_parameters
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
+from cifar_fastai.runfolder import check_same_data, make_run_folder, read_run, refuse_changes, working_in, write_json
+from cifar_fastai.sources import ImageData
 from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
 
@@ -42,6 +46,7 @@ class RunOptions:
     seed: int = 42
     subset: int | None = None
     device: str = "cpu"
+    deterministic: bool = False  # see be_deterministic
     out: Path = Path("runs")
     exports: Path = Path("exports")
     name: str | None = None  # of the run and its export; recipe and data by default
@@ -61,31 +66,79 @@ def pick_device(wanted: str | None) -> str:
 
 
 def run(recipe: Recipe, options: RunOptions) -> Path:
-    """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds."""
+    """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds, and Interrupted."""
     check_model(recipe.model)  # before the data, which can take long
     check_trackers(options.trackers)
     started = time.time()
     data = load_data(options.source, recipe.size)
-    dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
-    learn = create_learner(dls, recipe, seed=options.seed)
+    learn = _prepare(data, recipe, options)
     name = options.name or f"{recipe.name}-{_as_name(data.source)}"
-    folder = _make_run_folder(options.out, name, started)
-    config = _config(name, recipe, options)
-    write_json(folder / "config.json", config)
-    _announce(dls, recipe, learn, options.device, folder)
+    folder = make_run_folder(options.out, name, started)
+    config = _config(name, recipe, options, data)
+    with working_in(folder) as interrupts:
+        write_json(folder / "config.json", config)
+        _carry_out(learn, recipe, options, config, folder, interrupts)
+    return folder
+
+
+def resume(folder: Path, source: str | None = None, **asked) -> Path:
+    """Go on with a run where its last checkpoint, or its evaluation or export, left off; returns its folder.
+
+    source: where the run's data lies now, if not where it lay then. asked: options of `train` by name, which must be the
+    run's own. Raises as `run` does.
+    """
+    recipe, config, _ = read_run(folder)
+    if "fingerprint" not in config:
+        raise UserError(f"{folder} is of an older version, which kept too little to go on from.")
+    refuse_changes(folder, config, asked)
+    with working_in(folder) as interrupts:
+        _, _, metrics = read_run(folder)  # anew: who worked in the folder before may just have finished
+        if metrics and "export" in metrics:
+            say("run", f"{folder} is finished; its export is {metrics['export']}")
+            return folder
+        data = load_data(source or config["data"], recipe.size)
+        check_same_data(data, config["fingerprint"], folder)
+        kept = {key: config[key] for key in ("name", "seed", "subset", "deterministic", "trackers", "command")}
+        options = RunOptions(source=config["data"], device=pick_device(config["device"]), out=folder.parent, **kept)
+        check_trackers(options.trackers)
+        for name, now in versions().items():
+            if now != (then := config["versions"].get(name)):
+                say("warning", f"{name} was {then} and is {now} now: results may differ in the last digits")
+        _carry_out(_prepare(data, recipe, options), recipe, options, config, folder, interrupts, resume=True)
+    return folder
+
+
+def _prepare(data: ImageData, recipe: Recipe, options: RunOptions) -> Learner:
+    if options.deterministic:
+        be_deterministic()
+    dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
+    return create_learner(dls, recipe, seed=options.seed)
+
+
+def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder: Path, interrupts, resume=False) -> None:
+    """From the training, or what is left of it, to the export; "export" in metrics.json says that all is done."""
+    _announce(learn.dls, recipe, learn, options.device, folder)
 
     with track(options.trackers, folder, config) as trackers:
         for tracker in trackers:
             say("logging", tracker.where)
-        training = train(learn, recipe, folder, cbs=trackers)
+        training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts)
 
         draw_training(learn, training, folder)
-        metrics = evaluate(learn, folder) | _record(dls, learn, training, options)
+        metrics = evaluate(learn, folder) | _record(learn.dls, learn, training, options)
         record_metrics(folder, metrics, config)
-        export_run(options.exports / name, learn, name, recipe, metrics)
+        export = options.exports / config["name"]
+        export_run(export, learn, config["name"], recipe, metrics)
         for tracker in trackers:
             tracker.record(folder, metrics)
-    return folder
+        write_json(folder / "metrics.json", metrics | {"export": str(export)})
+
+
+def be_deterministic() -> None:
+    """Have torch choose operations that give the same bits each time, on a GPU too, where they can be slower."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix library starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
@@ -126,10 +179,11 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     return path
 
 
-def _config(name: str, recipe: Recipe, options: RunOptions) -> dict:
+def _config(name: str, recipe: Recipe, options: RunOptions, data: ImageData) -> dict:
     """The whole configuration, enough to repeat the run."""
-    chosen = {"seed": options.seed, "subset": options.subset, "device": options.device, "command": options.command}
-    return {"name": name, "recipe": dataclasses.asdict(recipe), "data": options.source, **chosen, "versions": versions()}
+    chosen = {key: getattr(options, key) for key in ("seed", "subset", "device", "deterministic", "trackers", "command")}
+    about_data = {"data": options.source, "fingerprint": data.fingerprint}
+    return {"name": name, "recipe": dataclasses.asdict(recipe), **about_data, **chosen, "versions": versions()}
 
 
 def _announce(dls, recipe: Recipe, learn, device: str, folder: Path) -> None:
@@ -185,21 +239,6 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
     say("export", f"{folder}: try `python predict.py --export {folder} IMAGE` or `python app.py --export {folder}`")
 
 
-def _make_run_folder(out: Path, name: str, started: float) -> Path:
-    stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(started))}-{name}"
-    for attempt in range(1, 100):
-        folder = out / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            (folder / "checkpoints").mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"The run folder {folder} cannot be made: {reason}. Choose another --out.") from None
-    raise UserError(f"{out} is full of runs named {stem}.")
-
-
 def _as_name(source: str) -> str:
     stem = re.sub(r"\.(tar\.gz|tgz|zip|tar)$", "", source)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "data"
@@ -248,11 +287,6 @@ def git_commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_json(path: Path, value) -> None:
-    """Indented, in UTF-8."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def say(what: str, words) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import io
 import math
 import sys
 import time
@@ -9,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
 from fastai.learner import Learner
 
-from cifar_fastai.errors import TrainingDiverged
+from cifar_fastai.checkpoints import BEST, load, load_last, save, write_whole
+from cifar_fastai.errors import TrainingDiverged, UserError
+from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import fit
 from cifar_fastai.recipes import Recipe
+from cifar_fastai.resuming import Checkpoints, load_weights, weights
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "seconds")
 MONITOR = {"monitor": "valid_loss", "comp": np.less}
@@ -34,49 +39,108 @@ class Training:
     images_per_second: float  # training images, validation time not counted
 
 
-def train(learn: Learner, recipe: Recipe, folder: Path, stream=None, cbs=()) -> Training:
+def train(
+    learn: Learner,
+    recipe: Recipe,
+    folder: Path,
+    stream=None,
+    cbs=(),
+    *,
+    resume=False,
+    interrupts: Interrupts | None = None,
+) -> Training:
     """Train `learn`, leave history.csv and checkpoints/ in `folder`, and give the learner its best epoch's weights.
 
     Best means lowest validation loss. stream: where progress is shown, standard output by default. cbs: more callbacks.
-    Raises TrainingDiverged when the loss is no longer finite; the last finite checkpoints stay.
+    resume: go on from the last checkpoint in `folder`, if there is one; a training that is over is only loaded.
+    interrupts: signals that end the training with Interrupted, once its state is saved. Raises TrainingDiverged when the
+    loss is no longer finite; the last finite checkpoints stay. Raises UserError when memory does not suffice or a
+    checkpoint is damaged.
     """
     learn.path, learn.model_dir = folder, Path("checkpoints")
+    saved = folder / "checkpoints"
+    saved.mkdir(exist_ok=True)
+    interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
-    keepers = [SaveBest(), SaveLast(), ReturnMemory()]
-    cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, EarlyStopping(recipe.patience, stream)]
+    checkpoints = Checkpoints(saved, load_last(saved) if resume else None, interrupts)
+    keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReturnMemory()]
+    cbs = [*cbs, history, StopOnDivergence(), *keepers, progress]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
-    start = time.perf_counter()
     try:
-        with learn.removed_cbs(notebook_bars), learn.no_logging():
-            fit(learn, recipe, cbs)
+        with learn.removed_cbs(notebook_bars), learn.no_logging(), interrupts.deferred():
+            _fit(learn, recipe, cbs)
     finally:
         progress.close()
-    seconds = time.perf_counter() - start
     return Training(
         history=history.rows,
         train_accuracies=history.train_accuracies,
         best_epoch=min(history.rows, key=lambda row: row["valid_loss"])["epoch"],
         lrs=[float(lr) for lr in learn.recorder.lrs],
-        seconds=seconds,
+        seconds=checkpoints.seconds,
         images_per_second=history.images / history.train_seconds,
     )
 
 
+def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
+    """`fit`, with a clear error where memory does not suffice."""
+    try:
+        return fit(learn, recipe, cbs)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # The error is gone by here, and with it its traceback, which kept the batch in memory.
+    learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None
+    bs = learn.dls.train.bs
+    smaller = (bs >> halvings for halvings in range(1, bs.bit_length()))
+    fitting = next((n for n in smaller if _fits_memory(learn, n)), None)
+    way_out = (
+        f"one of {fitting} fits: try --bs {fitting}." if fitting else "nor for any smaller one: choose a smaller --model."
+    )
+    raise UserError(f"There is not enough memory for a batch of {bs} images, {way_out}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _fits_memory(learn: Learner, bs: int) -> bool:
+    """Whether a batch of this many images can be had, forth and back through the network."""
+    size = learn.dls.data.size
+    learn.model.train()
+    try:
+        learn.model(torch.zeros(bs, 3, size, size, device=learn.dls.device)).sum().backward()
+        return True
+    except (RuntimeError, MemoryError):
+        return False
+    finally:
+        learn.model.zero_grad()
+
+
 class History(Callback):
-    """Collects a row an epoch and writes it to a CSV file at once."""
+    """Collects a row an epoch and keeps them in a CSV file."""
 
     order = 55  # after Recorder, which computes the figures
+    kept = ("rows", "train_accuracies", "images", "train_seconds", "seconds", "right", "seen")
 
     def __init__(self, path: Path):
         self.path = path
 
     def before_fit(self):
-        self.rows, self.train_accuracies, self.images, self.train_seconds = [], [], 0, 0.0
-        self._write(HISTORY_COLUMNS, mode="w")
+        self.rows, self.train_accuracies, self.images, self.train_seconds, self.seconds = [], [], 0, 0.0, 0.0
+        self.right, self.seen = 0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this epoch so far."""
+        return self.before + time.perf_counter() - self.since
+
+    @seconds.setter
+    def seconds(self, value: float):
+        self.before, self.since = value, time.perf_counter()
 
     def before_epoch(self):
-        self.epoch_start = time.perf_counter()
-        self.right, self.seen = 0, 0
+        self.since = time.perf_counter()
 
     def after_batch(self):
         if self.training:
@@ -84,20 +148,21 @@ class History(Callback):
             self.right += (self.pred.detach().argmax(dim=1) == self.y).sum()  # stays on the device until the epoch's end
 
     def after_train(self):
-        self.train_seconds += time.perf_counter() - self.epoch_start
+        self.train_seconds += self.seconds
         self.images += self.seen
         self.train_accuracies.append(int(self.right) / self.seen)
+        self.right, self.seen = 0, 0
 
     def after_epoch(self):
         train_loss, valid_loss, accuracy = (float(value) for value in self.recorder.values[-1])
-        lr, seconds = float(self.recorder.lrs[-1]), time.perf_counter() - self.epoch_start
-        row = (self.epoch + 1, train_loss, valid_loss, accuracy, lr, round(seconds, 2))
+        row = (self.epoch + 1, train_loss, valid_loss, accuracy, float(self.recorder.lrs[-1]), round(self.seconds, 2))
         self.rows.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
-        self._write(row, mode="a")
-
-    def _write(self, row, mode):
-        with self.path.open(mode, newline="") as file:
-            csv.writer(file).writerow(row)
+        self.seconds = 0.0
+        table = io.StringIO()
+        writer = csv.DictWriter(table, HISTORY_COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, table.getvalue().encode())
 
 
 class StopOnDivergence(Callback):
@@ -123,22 +188,19 @@ class StopOnDivergence(Callback):
 class SaveBest(SaveModelCallback):
     """fastai's SaveModelCallback by validation loss, silent: the epoch's own line marks a new best."""
 
-    def __init__(self):
-        super().__init__(**MONITOR, fname="best", with_opt=True)
+    kept = ("best",)
+
+    def __init__(self, path: Path):
+        super().__init__(**MONITOR)
+        self.path = path
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
         if self.new_best:
-            self._save(self.fname)
+            save(weights(self.learn), self.path)
 
-
-class SaveLast(Callback):
-    """Keeps the latest epoch's weights and optimizer."""
-
-    order = SaveModelCallback.order + 1
-
-    def after_epoch(self):
-        self.learn.save("last", with_opt=True)
+    def after_fit(self):
+        load_weights(self.learn, load(self.path))
 
 
 class ReturnMemory(Callback):
@@ -148,7 +210,7 @@ class ReturnMemory(Callback):
     that adds up, over a long training, to several gigabytes. Elsewhere this does nothing.
     """
 
-    order = SaveModelCallback.order + 1  # what was saved has just been in memory too
+    order = Checkpoints.order + 1  # what was saved has just been in memory too
 
     def after_epoch(self):
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -157,7 +219,13 @@ class ReturnMemory(Callback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """fastai's EarlyStoppingCallback by validation loss, its word sent where the progress goes."""
+    """fastai's EarlyStoppingCallback by validation loss, its word sent where the progress goes.
+
+    It ends the training when the next epoch is about to begin: the last one is saved whole, and a training resumed after
+    it ends there too.
+    """
+
+    kept = ("best", "wait")
 
     def __init__(self, patience: int, stream=None):
         super().__init__(**MONITOR, patience=patience)
@@ -166,6 +234,8 @@ class EarlyStopping(EarlyStoppingCallback):
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
         self.wait = 0 if self.new_best else self.wait + 1
+
+    def before_epoch(self):
         if self.wait >= self.patience:
             print(f"stopped: no lower validation loss for {self.wait} epochs", file=self.stream or sys.stdout, flush=True)
             raise CancelFitException
@@ -174,7 +244,7 @@ class EarlyStopping(EarlyStoppingCallback):
 class Progress(Callback):
     """A line an epoch; on a terminal also a bar with epoch, loss, accuracy and time left; once, an estimate of it all."""
 
-    order = SaveModelCallback.order + 1  # after SaveBest; EarlyStopping may end the epoch for those behind it
+    order = Checkpoints.order + 1  # an epoch that is told of is saved
 
     WARM_UP = 2  # batches not timed for the estimate: the first ones allocate
     TIMED = 20
@@ -185,7 +255,7 @@ class Progress(Callback):
 
     def before_fit(self):
         self.out = self.stream or sys.stdout
-        self.accuracy, self.told = None, False
+        self.told = False
         self.bar = self._start_bar() if self.out.isatty() else None
 
     def before_train(self):
@@ -197,13 +267,13 @@ class Progress(Callback):
         if not self.told:
             self._estimate()
         if self.bar:
-            accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.1%}"
+            rows = self.history.rows
+            accuracy = f"accuracy {rows[-1]['accuracy']:.1%}" if rows else ""
             text = f"epoch {self.epoch + 1}/{self.n_epoch}  loss {float(self.smooth_loss):.3f}  {accuracy}"
             self.bar.update(self.task, advance=1, description=text)
 
     def after_epoch(self):
         row = self.history.rows[-1]
-        self.accuracy = row["accuracy"]
         self._say(
             f"epoch {row['epoch']:>{len(str(self.n_epoch))}}/{self.n_epoch}  train loss {row['train_loss']:.4f}  "
             f"valid loss {row['valid_loss']:.4f}  accuracy {row['accuracy']:.2%}  {row['seconds']:.1f} s"
@@ -221,7 +291,8 @@ class Progress(Callback):
 
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
         bar = Bar(*columns, console=Console(file=self.out), transient=True)
-        self.task = bar.add_task("epoch 1", total=self.n_epoch * len(self.dls.train))
+        total = self.n_epoch * len(self.dls.train)
+        self.task = bar.add_task(f"epoch {self.first_epoch + 1}", total=total, completed=self.train_iter)
         bar.start()
         return bar
 
@@ -229,25 +300,25 @@ class Progress(Callback):
         last = min(self.WARM_UP + self.TIMED, len(self.dls.train)) - 1
         if self.iter == min(self.WARM_UP, last - 1):
             self.timed_from, self.first_timed = time.perf_counter(), self.iter
-        if self.iter == last:
+        if self.iter == last and self.timed_from is not None:  # it is None in an epoch too short, or begun in the middle
             self.told = True
-            if self.timed_from is None:
-                return  # an epoch of a single step: nothing to measure by
             a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
             an_image = a_batch / len(self.yb[0])
             training, validation = self._costs()
             valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST * validation
-            total = self.n_epoch * (len(self.dls.train) * a_batch * training + valid)
-            self._say(f"about {_minutes(total)} for {self.n_epoch} epochs, at {1 / an_image:,.0f} images a second")
+            epochs = self.n_epoch - self.epoch
+            total = epochs * (len(self.dls.train) * a_batch * training + valid)
+            self._say(f"about {_minutes(total)} for {epochs} epochs, at {1 / an_image:,.0f} images a second")
 
     def _costs(self) -> tuple[float, float]:
-        """What a training image costs on average, and one in full size, in units of one now: they may still have to grow."""
+        """What a training image costs on average from now on, and one in full size, in units of one now: they may still
+        have to grow."""
         resizing = getattr(self.learn, "progressive_resizing", None)
         if resizing is None:
             return 1.0, 1.0
         full = self.dls.data.size
-        areas = [resizing.side(full, epoch / self.n_epoch) ** 2 for epoch in range(self.n_epoch)]
-        return sum(areas) / len(areas) / areas[self.epoch], full**2 / areas[self.epoch]
+        areas = [resizing.side(full, epoch / self.n_epoch) ** 2 for epoch in range(self.epoch, self.n_epoch)]
+        return sum(areas) / len(areas) / areas[0], full**2 / areas[0]
 
     def _say(self, line):
         if self.bar:

@@ -285,7 +285,7 @@ def upside_down(name):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "bad is no finished run: config.json is missing."),
+        (lambda folder: (folder / "config.json").unlink(), "bad is no run folder: config.json is missing."),
         (lambda folder: (folder / "history.csv").unlink(), "bad is no finished run: history.csv is missing."),
         (replaced("metrics.json", "{"), "bad/metrics.json is damaged (Expecting"),
         (replaced("metrics.json", "[]"), "bad/metrics.json is damaged (no JSON object)."),

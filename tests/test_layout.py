@@ -9,9 +9,9 @@ PACKAGE = ROOT / "cifar_fastai"
 
 # A module imports only modules that stand before it.
 ORDER = (
-    "errors compat recipes images download sources cache models imageops augment corruptions data learner training tracking "
-    "figures contactsheet metrics explain evaluation artifacts inference batching report api web run robustness finished "
-    "compare cli"
+    "errors compat recipes images download sources cache models imageops augment corruptions data learner checkpoints "
+    "interrupts resuming training tracking figures contactsheet metrics explain evaluation artifacts inference batching "
+    "report api web runfolder run robustness finished compare cli"
 ).split()
 
 

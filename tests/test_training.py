@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from fastai.callback.core import Callback
 
 from cifar_fastai import create_learner, dataloaders, get_recipe
+from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import ProgressiveResizing
 from cifar_fastai.sources import ImageData
@@ -41,11 +41,11 @@ def test_history_and_checkpoints(tmp_path):
     assert [float(row["valid_loss"]) for row in rows] == [row["valid_loss"] for row in training.history]
     losses = [row["valid_loss"] for row in training.history]
     assert training.best_epoch == 1 + int(np.argmin(losses))
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.pth", "last.pth"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.pth", "last.pth", "previous.pth"]
     assert len(training.lrs) == 3 * len(learn.dls.train)
     assert training.seconds > 0 and training.images_per_second > 0
-    last = torch.load(folder / "checkpoints" / "last.pth", weights_only=False)
-    assert set(last) == {"model", "opt"}
+    assert load(folder / "checkpoints" / "best.pth").keys() == {"model", "opt"}
+    assert load(folder / "checkpoints" / "last.pth")["epoch"] == 3
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("about ") and "images a second" in lines[0]
     assert [line.split()[1] for line in lines[1:]] == ["1/3", "2/3", "3/3"]
@@ -103,10 +103,10 @@ def test_divergence_stops_and_keeps_the_last_finite_checkpoint(tmp_path):
 
     learn, recipe, folder = start(tmp_path)
     learn.add_cb(Poison())
-    with pytest.raises(TrainingDiverged, match=r"epoch 2, at step 1: try a lower --lr. The checkpoints"):
+    with pytest.raises(TrainingDiverged, match=r"^The training loss .* epoch 2, at step 1: try a lower --lr. The check"):
         train(learn, recipe, folder, io.StringIO())
     for name in ("best", "last"):
-        weights = torch.load(folder / "checkpoints" / f"{name}.pth", weights_only=False)["model"]
+        weights = load(folder / "checkpoints" / f"{name}.pth")["model"]
         assert all(value.isfinite().all() for value in weights.values())
     assert len((folder / "history.csv").read_text().splitlines()) == 2
 

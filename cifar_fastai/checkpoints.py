@@ -1,0 +1,87 @@
+"""Files that survive whatever stops the process: written aside, proven, renamed; and checkpoints as such files."""
+
+import errno
+import io
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+from cifar_fastai.errors import UserError
+
+FORMAT = 1  # of the state in last.pth
+BEST, LAST, PREVIOUS = "best.pth", "last.pth", "previous.pth"
+
+
+def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
+    """Give the file `path` the content `data` in one step: whatever happens meanwhile, it holds all of it or what it held.
+
+    keep: the name that the file's former self gets. Raises OSError, with the path.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if part.read_bytes() != data:
+            raise OSError(errno.EIO, "it was written and read back otherwise")
+        if keep and path.exists():
+            path.replace(keep)
+        part.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)  # on a full disk it is in the way
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save(state: dict, path: Path, keep: Path | None = None) -> None:
+    """Write tensors and plain data as `write_whole` does."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    write_whole(path, file.getvalue(), keep)
+
+
+def save_last(state: dict, folder: Path) -> None:
+    """Save the state of a training; the one saved before is kept too."""
+    save({"format": FORMAT, **state}, folder / LAST, keep=folder / PREVIOUS)
+
+
+def load(path: Path) -> dict:
+    """What was saved, on the CPU, after checking the CRC of all of it. Runs no code from the file. Raises UserError."""
+    try:
+        with zipfile.ZipFile(path) as file:  # torch itself reads changed bytes without complaint
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise nearly anything on a damaged file
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be used: {reason}") from None
+
+
+def load_last(folder: Path) -> dict | None:
+    """The newest whole state in a folder of checkpoints; None if none was saved yet. Raises UserError."""
+    saved = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in saved:
+        try:
+            state = load(path)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if state.get("format") != FORMAT:
+            raise UserError(f"{path} was saved by another version, which alone can go on from it.")
+        return state
+    if saved:
+        raise UserError(f"No checkpoint in {folder} is whole; the training has to start anew.")
+    return None

@@ -1,0 +1,171 @@
+"""All that decides the rest of a training, collected into plain data and put back: a resumed training is the same one.
+
+A callback with a state names the attributes that make it up in `kept`. Generators count as state, and so do the order
+of the images and the position in it.
+"""
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.torch_core import to_device
+from fastcore.foundation import L
+from torch import Tensor
+
+from cifar_fastai import checkpoints
+from cifar_fastai.augment import Augment
+from cifar_fastai.interrupts import Interrupts
+
+SAVE_SECONDS = 300  # between two saves within an epoch
+
+
+class Checkpoints(Callback):
+    """Saves the state after each epoch and, within long ones, every SAVE_SECONDS; starts from one; stops when asked to.
+
+    folder: of the checkpoints. state: to go on from, as `checkpoints.load_last` gives it; None begins a training.
+    interrupts: a pending signal ends the training after the batch, or the validation, that is under way.
+    """
+
+    order = 64  # after everything that has a state
+    run_valid = False  # validation is short, and leaves nothing to be saved in the middle of it
+    kept = ("seconds",)
+
+    def __init__(self, folder: Path, state: dict | None = None, interrupts: Interrupts | None = None):
+        self.folder, self.start, self.interrupts = folder, state, interrupts or Interrupts()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the training so far, by all processes that had a part in it."""
+        return time.perf_counter() - self.started
+
+    @seconds.setter
+    def seconds(self, value: float):
+        self.started = time.perf_counter() - value
+
+    def before_fit(self):
+        self.seconds, self.done, self.saved = 0.0, 0, time.monotonic()
+        self.learn.first_epoch = 0
+        if self.start:
+            put_back(self.learn, self.start)
+            self.learn.first_epoch, self.done = self.start["epoch"], self.start["batch"]
+
+    def before_train(self):
+        self.epoch_order = self.dls.train.rng.getstate()
+        self.dls.train.skip = self.done
+        if self.done:
+            self.learn.pct_train = self.start["pct_train"]
+
+    def before_batch(self):
+        if self.dls.train.skip:
+            self.dls.train.skip = 0
+            _set_generators(self.start["generators"])  # beginning to iterate has drawn from torch's
+        self.learn.iter += self.done
+
+    def after_batch(self):
+        due = self.interrupts.pending or time.monotonic() - self.saved >= SAVE_SECONDS
+        # The last batch waits for the epoch's end; with broken weights the next loss ends the training.
+        if due and self.iter + 1 < self.n_iter and self._is_finite():
+            self._save(self.epoch, self.iter + 1, self.epoch_order)
+
+    def after_train(self):
+        self.start, self.done = None, 0
+
+    def after_epoch(self):
+        self._save(self.epoch + 1, 0, self.dls.train.rng.getstate())
+
+    def _save(self, epoch: int, batch: int, order: tuple):
+        state = {"epoch": epoch, "batch": batch, "order": order, **collect(self.learn)}
+        checkpoints.save_last(state, self.folder)
+        self.saved = time.monotonic()
+        self.interrupts.stop_if_pending()
+
+    def _is_finite(self) -> bool:
+        return all(value.isfinite().all() for value in self.model.state_dict().values())
+
+
+def weights(learn: Learner) -> dict:
+    """The network's weights and buffers, and the optimizer's state."""
+    return _plain({"model": learn.model.state_dict(), "opt": learn.opt.state_dict()})
+
+
+def load_weights(learn: Learner, state: dict) -> None:
+    learn.model.load_state_dict(state["model"])
+    learn.opt.load_state_dict(state["opt"])
+
+
+def collect(learn: Learner) -> dict:
+    """The state of a training under way, but for its position, as tensors and Python's own types."""
+    recorder = learn.recorder
+    state = {
+        "train_iter": learn.train_iter,
+        "pct_train": learn.pct_train,
+        "callbacks": {cb.name: {name: getattr(cb, name) for name in _kept(cb)} for cb in learn.cbs if _kept(cb)},
+        "recorder": {name: getattr(recorder, name) for name in ("lrs", "iters", "values")},
+        "losses": [float(loss) for loss in recorder.losses],  # thousands of tensors would take seconds to save
+        "smooth_loss": {name: getattr(recorder.smooth_loss, name) for name in ("val", "count")},
+        "hypers": learn.param_scheduler.hps,
+        "augmentation": [tfm.random_state for tfm in _augmentations(learn)],
+        "generators": _generators(),
+    }
+    return weights(learn) | _plain(state)
+
+
+def put_back(learn: Learner, state: dict) -> None:
+    """Give a learner that has just begun to fit what `collect` found."""
+    load_weights(learn, state)
+    learn.train_iter = state["train_iter"]
+    for name, attributes in state["callbacks"].items():
+        for attribute, value in attributes.items():
+            setattr(getattr(learn, name), attribute, to_device(value, learn.dls.device))
+    recorder = learn.recorder
+    vars(recorder).update(state["recorder"], losses=list(torch.tensor(state["losses"])))
+    vars(recorder.smooth_loss).update(state["smooth_loss"])
+    learn.param_scheduler.hps = state["hypers"]
+    for tfm, random_state in zip(_augmentations(learn), state["augmentation"], strict=True):
+        tfm.random_state = random_state
+    learn.dls.train.rng.setstate(state["order"])
+    _set_generators(state["generators"])
+
+
+def _kept(cb: Callback) -> tuple[str, ...]:
+    return getattr(type(cb), "kept", ())  # of the class: what a callback lacks, fastai looks for in the learner
+
+
+def _augmentations(learn: Learner) -> list[Augment]:
+    return [tfm for tfm in learn.dls.train.after_batch.fs if isinstance(tfm, Augment)]
+
+
+def _generators() -> dict:
+    """States of the global random generators."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_generators(states: dict) -> None:
+    setters = {"python": random.setstate, "numpy": np.random.set_state, "torch": torch.set_rng_state,
+               "cuda": torch.cuda.set_rng_state_all, "mps": torch.mps.set_rng_state}  # fmt: skip
+    for name, state in states.items():
+        setters[name](state)
+
+
+def _plain(value):
+    """`value` out of plain tensors and Python's own types, which is all that a safe load takes."""
+    if isinstance(value, Tensor):
+        return value.detach().as_subclass(Tensor)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | L):
+        return [_plain(each) for each in value]
+    return value
