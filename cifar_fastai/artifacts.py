@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai.errors import ExportError, ExportWarning, UserError
 from cifar_fastai.models import MODELS, create_model, familiarity
 
 SCHEMA = 3  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below
-WEIGHTS, CONFIG, PROBE, PICKLE, CARD, MANIFEST = (
-    "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "MANIFEST.json",
+WEIGHTS, CONFIG, PROBE, PICKLE, CARD, ONNX, MANIFEST = (
+    "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "model.onnx", "MANIFEST.json",
 )  # fmt: skip
 REQUIRED = (WEIGHTS, CONFIG, PROBE)
 CONFIG_TYPES = {
@@ -114,12 +114,30 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
 
 def write_manifest(folder: Path) -> None:
     """MANIFEST.json: sha256 and size in bytes of every other file in the folder."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST:
-            data = path.read_bytes()
-            files[path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    files = {path.name: _listed(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(_to_json({"schema": SCHEMA, "files": files}), encoding="utf-8")
+
+
+def add_file(folder: Path, name: str, data: bytes) -> None:
+    """Put one more file into an export and its manifest, replacing one of that name.
+
+    What the manifest says of the others stays: nothing that was damaged becomes valid by this. Interrupted at any moment,
+    it leaves an export that loads. Raises UserError if the folder cannot be written to.
+    """
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["files"] = dict(sorted({**manifest["files"], name: _listed(data)}.items()))
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+            for file, content in ((name, data), (MANIFEST, _to_json(manifest).encode())):
+                (Path(scratch) / file).write_bytes(content)
+                (Path(scratch) / file).replace(folder / file)
+    except OSError as error:
+        raise UserError(f"{folder / name} cannot be written: {error.strerror or error}.") from None
+
+
+def _listed(data: bytes) -> dict:
+    """A file's entry in the manifest."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def _replace_folder(new: Path, folder: Path) -> None:

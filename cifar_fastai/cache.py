@@ -22,7 +22,7 @@ from cifar_fastai.download import CIFAR10, MB, alone, digests
 from cifar_fastai.errors import DataError
 from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_rows
 
-FORMAT = 1
+FORMAT = 2  # of these files, and of how `fit_image` makes a picture square
 DATA, MANIFEST = "data.bin", "manifest.json"
 BLOCK = 1 << 24  # bytes of the file hashed at once
 KEPT_FIELDS = ("source", "classes", "n_train", "encoding", "n_files", "sha256", "warnings")

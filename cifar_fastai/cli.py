@@ -1,7 +1,6 @@
 """The command line: arguments become calls. Nothing heavy is imported until a command runs."""
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -144,7 +143,7 @@ def _add_data_argument(parser):
 
 
 def _add_size_argument(parser):
-    text = f"side of the images in pixels, {MIN_SIZE} to {MAX_SIZE}; they are cut to a square and resized"
+    text = f"side of the images in pixels, {MIN_SIZE} to {MAX_SIZE}; photos are made square"
     parser.add_argument("--size", type=int, default=32, metavar="N", help=text)
 
 
@@ -214,10 +213,13 @@ def _check_name(name: str | None) -> None:
 
 def _add_predict_arguments(parser):
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or '-' for bytes on standard input")
+    text = "image files, folders of them, patterns such as 'holiday/*.jpg', or '-' for bytes on standard input"
+    add("images", nargs="+", metavar="IMAGE", help=text)
     _add_export_argument(parser)
-    add("--topk", type=int, default=3, metavar="K", help="classes listed for each image with --json")
-    add("--json", action="store_true", help="one JSON object a line: path, label, confidence (0 to 1), topk")
+    add("--topk", type=int, metavar="K", help="likeliest classes told of each image (default: 1; with --json and --csv 3)")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--json", action="store_true", help="one JSON object a line: path, label, confidence (0 to 1), topk")
+    style.add_argument("--csv", action="store_true", help="a table: path, label, confidence (0 to 1), label_2, and so on")
     add("--tta", action="store_true", help="average over six views of each image: slower, a little better")
 
 
@@ -226,42 +228,18 @@ def _add_export_argument(parser):
 
 
 def _predict(options) -> int:
+    style = "json" if options.json else "csv" if options.csv else "text"
+    topk = (1 if style == "text" else 3) if options.topk is None else options.topk
+    if topk < 1:
+        raise UserError(f"--topk must be at least 1, not {topk}.")
     from cifar_fastai.artifacts import find_export
-    from cifar_fastai.images import BadImage
     from cifar_fastai.inference import Classifier
+    from cifar_fastai.prediction import classify, find_images, print_answers
 
-    if options.topk < 1:
-        raise UserError(f"--topk must be at least 1, not {options.topk}.")
     classifier = Classifier(find_export(options.export))
-    n_bad = 0
-    for path in _image_paths(options.images):
-        try:
-            answer = classifier.predict(sys.stdin.buffer.read() if path == "-" else path, tta=options.tta)
-        except BadImage as error:
-            n_bad += 1
-            print(f"error: {'standard input: ' if path == '-' else ''}{error}", file=sys.stderr)
-            continue
-        topk = [[name, confidence] for name, confidence in answer.items()][: options.topk]
-        label, confidence = topk[0]
-        if options.json:
-            print(json.dumps({"path": path, "label": label, "confidence": confidence, "topk": topk}, ensure_ascii=False))
-        else:
-            print(f"{path}\t{label}\t{confidence:.1%}")
-    return 2 if n_bad else 0
-
-
-def _image_paths(arguments: list[str]):
-    """Each file named, each image in each folder named, in order."""
-    from cifar_fastai.images import EXTENSIONS
-
-    for argument in arguments:
-        if not Path(argument).is_dir():
-            yield argument
-            continue
-        images = [path for path in sorted(Path(argument).rglob("*")) if path.suffix.lower() in EXTENSIONS]
-        if not images:
-            raise UserError(f"{argument}: no images in this folder ({', '.join(sorted(EXTENSIONS))}).")
-        yield from map(str, images)
+    found = find_images(options.images)
+    n_errors = print_answers(classify(classifier, found, options.tta), len(found), style, min(topk, len(classifier.classes)))
+    return UserError.exit_code if n_errors else 0
 
 
 # --- serve -------------------------------------------------------------------------------------------------------
@@ -342,16 +320,31 @@ def _evaluate(options) -> int:
 
 def _add_export_arguments(parser):
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run folder")
+    add("what", type=Path, metavar="RUN|EXPORT", help="a run folder, whose export is written anew; or with --onnx an export")
+    add("--onnx", action="store_true", help="add model.onnx to the export, for ONNX Runtime; checked against torch first")
     add("--name", metavar="NAME", help="of the export (default: the run's)")
     add("--data", metavar="SOURCE", help="where the run's data lies (default: where it lay then)")
 
 
 def _export(options) -> int:
     _check_name(options.name)
-    from cifar_fastai.finished import reexport_run
+    if options.onnx:
+        from cifar_fastai.onnx_export import require_packages, write_onnx
 
-    reexport_run(options.run, Path("exports"), options.name, options.data)
+        require_packages()  # before anything is written
+    if options.onnx and not (options.what / "checkpoints").is_dir():
+        if options.name or options.data:
+            raise UserError(f"{options.what} is no run folder, so it takes neither --name nor --data.")
+        from cifar_fastai.artifacts import find_export
+
+        folder = find_export(options.what)
+    else:
+        from cifar_fastai.finished import reexport_run
+
+        folder = reexport_run(options.what, Path("exports"), options.name, options.data)
+    if options.onnx:
+        path, difference = write_onnx(folder)
+        print(f"onnx     {path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
     return 0
 
 
@@ -416,6 +409,6 @@ COMMANDS = {
         "Make a run's figures anew, or judge an export on any images with labels.",
     ),
     "compare": (_compare, _add_compare_arguments, "Compare finished runs: figures, curves, and what is more than chance."),
-    "export": (_export, _add_export_arguments, "Write the export of a finished run again."),
+    "export": (_export, _add_export_arguments, "Write the export of a finished run again, or an export as ONNX."),
     "data": (_data, _add_data_arguments, "Show where data is kept and how large it is; check it; show an augmentation."),
 }

@@ -46,7 +46,7 @@ class Photo(PILImage):
 
 
 class FitImage(Transform):
-    """The centred square of a photo at the network's size: what `Classifier` does too."""
+    """A photo as a square of the network's size: what `Classifier` does too."""
 
     order = 1  # before ToTensor
 

@@ -27,7 +27,7 @@ class Recipe:
     measured: str = ""  # what the recipe was seen to reach, and where the evidence lies
 
     # Data
-    size: int = 32  # side of the images in pixels; photos are cut to a square and resized
+    size: int = 32  # side of the images in pixels; photos are made square
     valid_pct: float = 0.1  # validation share of the training split, stratified by class
     bs: int = 128  # images an optimizer step
 

@@ -1,10 +1,13 @@
 """The commands as a user runs them: what they print, what they leave, how they end."""
 
+import csv
+import io
 import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,14 +206,38 @@ def test_the_package_offers_the_same_commands(tmp_path, digits_run, photo):
 def test_predict_prints_a_line_an_image(digits_run, photo, tmp_path):
     folder = tmp_path / "folder" / "deep"
     folder.mkdir(parents=True)
-    for name in ("b.png", "a.jpg"):
+    for name in ("b.png", "a.jpg", ".hidden.png"):
         Image.new("RGB", (40, 40)).save(folder / name)
     (folder / "notes.txt").write_text("x")
+    (folder / "folder.png").mkdir()
     done = call("predict.py", "--export", digits_run.export, photo, "folder", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == [str(photo), "folder/deep/a.jpg", "folder/deep/b.png"]
     assert all(line[1] in "0123456789" and re.fullmatch(r"\d+\.\d%", line[2]) for line in lines)
+
+
+@pytest.fixture
+def predict(digits_run, tmp_path, monkeypatch, capsys):
+    """predict.py without a process of its own: the folder it runs in is tmp_path."""
+    from cifar_fastai.cli import main
+
+    def predict(*arguments):
+        monkeypatch.chdir(tmp_path)
+        code = main("predict", ["--export", str(digits_run.export), *map(str, arguments)])
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return predict
+
+
+def test_predict_expands_patterns_that_the_shell_left_alone(predict, tmp_path):
+    for name in ("b.png", "a.png", "deep/c.png", "x[1].png", "x1.png", "page.html"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name, "PNG")
+    done = predict("[ab].png", "**/c.*", "x[1].png", f"{tmp_path}/?.png", "none*.png")
+    found = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert found == ["a.png", "b.png", "deep/c.png", "x[1].png", f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
+    assert_clear_error(done, 2, "error: none*.png: there is no such file.")
 
 
 def test_predict_json_and_standard_input(digits_run, photo, tmp_path):
@@ -222,6 +249,122 @@ def test_predict_json_and_standard_input(digits_run, photo, tmp_path):
     assert from_file["topk"] == from_pipe["topk"] and len(from_file["topk"]) == 2
     assert from_file["topk"][0] == [from_file["label"], from_file["confidence"]]
     assert 0 < from_file["topk"][1][1] <= from_file["confidence"] <= 1
+    nothing = call(*command, "-", cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert_clear_error(nothing, 2, "error: standard input: The file is empty.")
+
+
+def test_predict_csv_can_be_read_back(predict, digits_run, photo, tmp_path):
+    """Names with everything that a table has to quote, and the confidences to their last digit."""
+    from cifar_fastai import Classifier
+
+    names = ['a, "b".png', "new\nline.png", "Ω 猫.png"]
+    for name in names:
+        shutil.copy(photo, tmp_path / name)
+    header, *rows = csv.reader(io.StringIO(predict("--csv", *names).stdout))
+    assert header == ["path", "label", "confidence", "label_2", "confidence_2", "label_3", "confidence_3"]
+    assert [row[0] for row in rows] == names
+    objects = [json.loads(line) for line in predict("--json", *names).stdout.splitlines()]
+    assert [[value for pair in about["topk"] for value in map(str, pair)] for about in objects] == [row[1:] for row in rows]
+    confidences = Classifier(digits_run.export).predict(photo)
+    for row in rows:
+        assert row[1::2] == list(confidences)[:3]
+        assert list(map(float, row[2::2])) == pytest.approx(list(confidences.values())[:3], abs=1e-6)
+    assert predict("--csv", "--topk", "99", photo).stdout.splitlines()[0].endswith(",label_10,confidence_10")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_predict_on_a_terminal_without_unicode_and_names_that_are_no_text(digits_run, photo, tmp_path):
+    names = [os.fsdecode(b"\xff.png"), "Ω.png"]
+    for name in names:
+        shutil.copy(photo, tmp_path / name)
+    environ = environment(PYTHONIOENCODING="ascii")
+    done = call("predict.py", "--export", digits_run.export, "--json", *names, cwd=tmp_path, env=environ, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == names
+
+
+def test_predict_text_with_several_classes(predict, photo):
+    assert re.fullmatch(r".*photo\.png\t\d\t\d+\.\d%\t\d\t\d+\.\d%\n", predict("--topk", "2", photo).stdout)
+
+
+def test_many_files_in_their_order_with_the_bad_ones_named(predict, digits_run, tmp_path):
+    """Several batches, of files that take different times to read; each answer is that of its file alone."""
+    from cifar_fastai import Classifier
+
+    noise = np.random.default_rng(0)
+    bad, good = {f"{number:03}.png" for number in (0, 63, 64, 149)}, []
+    for number in range(150):
+        name, side = f"{number:03}.png", 700 if number % 20 == 0 else 30
+        if name in bad:
+            (tmp_path / name).write_text("no image")
+            continue
+        pixels = noise.integers(0, 256, (side, side, 3)) if number % 3 else np.full((9, 9, 3), number)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
+        good.append(name)
+    classifier = Classifier(digits_run.export)
+    for options, tta in ((), False), (("--tta",), True):
+        done = predict("--json", *options, "*.png")
+        assert done.returncode == 2
+        assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == sorted(bad)
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["path"] for answer in answers] == good
+        for answer in answers[::7]:
+            alone = classifier.predict(tmp_path / answer["path"], tta=tta)
+            assert answer["label"] == next(iter(alone))
+            assert answer["confidence"] == pytest.approx(alone[answer["label"]], abs=1e-6)
+
+
+def test_answers_stream_and_no_more_is_read_than_will_soon_be_classified(digits_run):
+    from cifar_fastai import Classifier
+    from cifar_fastai.prediction import BATCH, Answer, classify
+
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(Answer("nowhere.png"))
+            yield taken[-1]
+
+    answers = classify(Classifier(digits_run.export), endless())
+    assert "nowhere.png: The file cannot be read" in next(answers).error
+    assert len(taken) == 2 * BATCH
+    answers.close()
+
+
+def test_a_bar_only_for_many_files_whose_answers_go_elsewhere(digits_run, photo, tmp_path):
+    def shown(n, stdout):
+        """What a terminal shows as standard error while n files are classified."""
+        terminal, inside = pty.openpty()
+        command = [sys.executable, ROOT / "predict.py", "--export", digits_run.export, "no.png", *[photo] * n]
+        out = inside if stdout is None else stdout.open("w")
+        subprocess.run(command, cwd=tmp_path, stdout=out, stderr=inside, env=environment(TERM="xterm", COLUMNS="80"))
+        os.close(inside)
+        text = b""
+        while select.select([terminal], [], [], 0)[0]:
+            try:
+                text += os.read(terminal, 65536)
+            except OSError:
+                break
+        os.close(terminal)
+        return text
+
+    many = shown(120, tmp_path / "answers")
+    assert b"classifying" in many and b"121/121" in many and b"error: no.png: The file cannot be read" in many
+    lines = (tmp_path / "answers").read_text().splitlines()
+    assert len(lines) == 120 and set(lines) == {lines[0]} and lines[0].startswith(str(photo))
+    assert b"classifying" not in shown(120, None)
+
+
+def test_ctrl_c_ends_the_wait_for_standard_input(digits_run, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "predict.py", "--export", digits_run.export, "--csv", "-"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline().startswith("path,label")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130 and process.stderr.read() == "interrupted\n"
+    process.stdin.close()
 
 
 def test_a_bad_image_among_good_ones(digits_run, photo, tmp_path):
@@ -245,6 +388,7 @@ def test_wrong_usage_of_predict(digits_run, tmp_path):
     export = ("--export", digits_run.export)
     assert_clear_error(call("predict.py", *export, "empty", cwd=tmp_path), 2, "empty: no images in this folder")
     assert_clear_error(call("predict.py", *export, "--topk", "0", "x.png", cwd=tmp_path), 2, "--topk")
+    assert_clear_error(call("predict.py", *export, "--json", "--csv", "x.png", cwd=tmp_path), 2, "not allowed with")
     assert_clear_error(call("predict.py", cwd=tmp_path), 2, "IMAGE")
 
 

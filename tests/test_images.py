@@ -1,8 +1,14 @@
 import io
+import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, call
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cifar_fastai import images
@@ -128,9 +134,153 @@ def test_any_shape_fits(size):
     assert pixels.shape == (32, 32, 3) and (pixels == (0, 0, 128)).all()
 
 
-def test_fitting_takes_the_centred_square_and_leaves_the_right_size_alone():
-    wide = np.zeros((10, 30, 3), dtype=np.uint8)
-    wide[:, 10:20] = 255
-    assert np.asarray(fit_image(Image.fromarray(wide), 10)).min() == 255
+def test_the_right_size_is_left_alone_and_other_squares_are_only_resized():
     square = Image.fromarray(PIXELS[:20, :20])
     assert fit_image(square, 20) is square
+    assert np.array_equal(fit_image(square, 32), square.resize((32, 32), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_longer_side_is_cut_to_the_geometric_mean_and_the_rest_pressed_in(upright):
+    """160 x 40 pixels: of the longer side the middle 80 remain. What resampling makes of a ramp is known by hand."""
+    along, across = np.meshgrid(np.arange(160), np.arange(40))
+    ramps = np.stack([along, across, across], axis=2).astype(np.uint8)
+    fitted = np.asarray(fit_image(Image.fromarray(ramps.swapaxes(0, 1) if upright else ramps), 20), dtype=float)
+    fitted = fitted.swapaxes(0, 1) if upright else fitted
+    place = np.arange(20) + 0.5
+    assert np.abs(fitted[:, :, 0] - (40 + 4 * place - 0.5)).max() <= 0.5
+    assert np.abs(fitted[1:-1, :, 1] - (2 * place - 0.5)[1:-1, None]).max() <= 0.5  # the outermost see the image's end
+
+
+def test_detail_finer_than_the_networks_pixels_is_averaged():
+    checks = np.indices((320, 480)).sum(axis=0) % 2 * 255
+    fitted = np.asarray(fit_image(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 32), dtype=int)
+    assert np.abs(fitted - 127.5).max() <= 2
+
+
+# --- whatever may come -------------------------------------------------------------------------------------------
+
+TURNS = {  # of EXIF's orientations, by their definition: where the first row and the first column of the file belong
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: a.swapaxes(0, 1)[:, ::-1], 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}  # fmt: skip
+LOSSLESS = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "BMP": ("1", "L", "P", "RGB"), "GIF": ("1", "L", "P"),
+    "WEBP": ("RGB", "RGBA"),
+}  # fmt: skip
+WITH_EXIF = ("PNG", "WEBP", "JPEG")
+
+
+def picture_and_meaning(mode: str, shape: tuple[int, int], seed: int) -> tuple[Image.Image, np.ndarray]:
+    """A random picture of a mode, and the colours that it shows, by hand."""
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 256, (*shape, 4), dtype=np.uint8)
+    gray, colour, alpha = values[..., 0], values[..., :3], values[..., 3:]
+
+    def over_white(colours):
+        return (colours * (alpha / 255) + 255 * (1 - alpha / 255)) + np.zeros(3)
+
+    if mode == "1":
+        return Image.fromarray(gray > 127), np.where(gray > 127, 255, 0)[..., None] + np.zeros(3)
+    if mode == "I;16":
+        return Image.fromarray(gray.astype(np.uint16) * 251), (gray * 251.0 / 257)[..., None] + np.zeros(3)
+    if mode == "P":
+        palette, image = random.integers(0, 256, (256, 3), dtype=np.uint8), Image.fromarray(gray, "L")
+        image.putpalette(palette.tobytes())
+        return image, palette[gray]
+    if mode == "LA":
+        return Image.fromarray(np.dstack([gray, alpha])), over_white(gray[..., None])
+    return {
+        "L": lambda: (Image.fromarray(gray), gray[..., None] + np.zeros(3)),
+        "RGB": lambda: (Image.fromarray(colour), colour),
+        "RGBA": lambda: (Image.fromarray(values), over_white(colour)),
+    }[mode]()
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    kind=st.sampled_from([(format, mode) for format, modes in LOSSLESS.items() for mode in modes]),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    turn=st.integers(0, 9),
+    seed=st.integers(0, 1000),
+)
+def test_any_mode_size_rotation_and_lossless_format_shows_its_colours(kind, shape, turn, seed):
+    format, mode = kind
+    image, meaning = picture_and_meaning(mode, shape, seed)
+    assert image.mode == mode
+    options = {"WEBP": {"lossless": True, "exact": True}}.get(format, {})
+    if format in WITH_EXIF:
+        options["exif"] = image.getexif()
+        options["exif"][274] = turn
+        meaning = TURNS.get(turn, TURNS[1])(meaning)  # 0 and 9 mean nothing
+    result = decode_image(encoded(image, format, **options))
+    assert (result.mode, result.size) == ("RGB", (meaning.shape[1], meaning.shape[0]))
+    assert np.abs(np.asarray(result) - np.asarray(meaning, dtype=float)).max() <= 1
+    assert fit_image(result, 32).size == (32, 32)
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(
+    mode=st.sampled_from(["L", "RGB", "CMYK"]),
+    colour=st.tuples(*[st.integers(0, 255)] * 3),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    turn=st.integers(0, 9),
+    progressive=st.booleans(),
+)
+def test_any_jpeg_shows_its_colour(mode, colour, shape, turn, progressive):
+    image = Image.new("RGB", shape, colour).convert(mode)
+    exif = image.getexif()
+    exif[274] = turn
+    result = decode_image(encoded(image, "JPEG", quality=95, progressive=progressive, exif=exif))
+    assert (result.mode, result.size) == ("RGB", shape[::-1] if turn in (5, 6, 7, 8) else shape)
+    expected = np.asarray(image.convert("RGB"), dtype=int)[0, 0]
+    assert np.abs(np.asarray(result, dtype=int) - expected).max() <= 5
+
+
+def test_every_other_format_is_refused():
+    Image.init()
+    refused = []
+    for format in sorted(Image.SAVE.keys() - {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB"}):
+        for mode in ("RGB", "L", "1", "F"):
+            try:
+                data = encoded(Image.new(mode, (64, 64)), format)
+            except (OSError, ValueError, KeyError):  # not a mode, or not a format, that can be written here
+                continue
+            with pytest.raises(BadImage, match="Not an image in a format"):
+                decode_image(data)
+            refused.append(format)
+            break
+    assert {"TIFF", "EPS", "PDF", "PPM", "ICO", "TGA", "PCX"} <= set(refused)
+    with pytest.raises(BadImage, match="Not an image in a format"):
+        decode_image(b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800))  # FITS
+
+
+def test_what_is_too_large_is_refused_by_its_header_alone():
+    for width, height, words in ((5001, 5000, "25 megapixels"), (65_000, 65_000, "25 megapixels"), (5000, 5000, "damaged")):
+        png = encoded(Image.new("1", (1, 1)))
+        header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
+        content = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+        with pytest.raises(BadImage, match=words):
+            decode_image(content)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_file_cut_anywhere_is_refused_or_whole(format):
+    """Cut behind its last pixel a file may still be read, but then it shows all of the picture."""
+    whole = encoded(Image.fromarray(PIXELS), format)
+    for length in range(0, len(whole), 7):
+        try:
+            assert np.array_equal(decode_image(whole[:length]), decode_image(whole))
+        except BadImage as error:
+            assert str(error)
+    with pytest.raises(BadImage):
+        decode_image(whole[: len(whole) // 2])
+
+
+def test_thousands_of_damaged_files_let_nothing_but_bad_image_escape(tmp_path):
+    done = call(ROOT / "benchmarks" / "fuzz_images.py", "--files", "4000", "--json", "result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["files"], result["faults"]) == (4000, 0) and "fault" not in result["outcomes"]
+    assert min(result["outcomes"]["read"], result["outcomes"]["The image is damaged"]) > 400, "damage that tests something"

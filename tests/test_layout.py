@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cifar_fastai"
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment corruptions data learner checkpoints "
     "interrupts resuming training tracking figures contactsheet metrics explain evaluation artifacts inference batching "
-    "report api web runfolder run robustness finished compare cli"
+    "prediction onnx_export report api web runfolder run robustness finished compare cli"
 ).split()
 
 

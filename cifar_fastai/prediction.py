@@ -1,0 +1,160 @@
+"""Classifying many files: finding them, reading them in a few threads, printing the answers in their order."""
+
+import csv
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from cifar_fastai.images import EXTENSIONS, MAX_BYTES, BadImage, decode_image, fit_image
+from cifar_fastai.inference import Classifier
+
+STANDARD_INPUT = "-"
+BATCH = 64  # images classified at once: more are no faster, and the answers come later
+THREADS = min(4, os.cpu_count() or 1)  # that read files; each may hold a picture of 25 megapixels
+MANY = 100  # files that are worth a progress bar
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network says of one file, or why it could not be asked."""
+
+    path: str  # as it was given or found
+    confidences: dict[str, float] | None = None  # class → confidence, most confident first
+    error: str | None = None
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
+
+
+def find_images(arguments: Iterable[str]) -> list[Answer]:
+    """Each file named, each image in each folder, each match of each pattern, in that order; not answered yet.
+
+    Folders are searched to their depths, hidden files left out. A pattern such as `*.jpg` or `**/cat-?.png` means what it
+    means to a shell, unless it is the very name of a file. What finds nothing is in the list with its error.
+    """
+    return [answer for argument in arguments for answer in _find(argument)]
+
+
+def _find(argument: str) -> list[Answer]:
+    if os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises over a name that is too long
+        no_images = f"{argument}: no images in this folder ({', '.join(sorted(EXTENSIONS))})."
+        return _images_in(Path(argument)) or [Answer(argument, error=no_images)]
+    if not glob.has_magic(argument) or os.path.lexists(argument):
+        return [Answer(argument)]
+    matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    return find_images(matches) or [Answer(argument, error=f"{argument}: there is no such file.")]
+
+
+def _images_in(folder: Path) -> list[Answer]:
+    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and not path.is_dir())
+    return [Answer(str(path)) for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+# --- classifying -------------------------------------------------------------------------------------------------
+
+
+def classify(classifier: Classifier, found: Iterable[Answer], tta: bool = False) -> Iterator[Answer]:
+    """The answers in the order of `found`, each as soon as its batch is classified.
+
+    The next batch is read meanwhile, and no more than that, so memory does not grow with the number of files.
+    """
+    found, executor = iter(found), ThreadPoolExecutor(THREADS)
+
+    def start_reading():
+        size = classifier.export.size
+        return [(answer, executor.submit(_read, answer, _source(answer), size)) for answer in islice(found, BATCH)]
+
+    try:
+        reading = start_reading()
+        while reading:
+            batch, reading = reading, start_reading()
+            yield from _classify_batch(classifier, [(answer, future.result()) for answer, future in batch], tta)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _source(answer: Answer) -> str | bytes:
+    """What `decode_image` takes. Standard input is read here: in a thread, Ctrl-C could not end the wait for it."""
+    return sys.stdin.buffer.read(MAX_BYTES + 1) if answer.path == STANDARD_INPUT else answer.path
+
+
+def _read(answer: Answer, source: str | bytes, size: int) -> Image.Image | Answer:
+    """The network's input, or the answer with the reason why there is none."""
+    if answer.error:
+        return answer
+    try:
+        return fit_image(decode_image(source), size)
+    except BadImage as error:
+        return replace(answer, error=f"standard input: {error}" if isinstance(source, bytes) else str(error))
+
+
+def _classify_batch(classifier: Classifier, batch: list[tuple[Answer, Image.Image | Answer]], tta: bool) -> Iterator[Answer]:
+    confidences = iter(classifier.predict_batch([read for _, read in batch if isinstance(read, Image.Image)], tta))
+    for answer, read in batch:
+        yield replace(answer, confidences=next(confidences)) if isinstance(read, Image.Image) else read
+
+
+# --- printing ----------------------------------------------------------------------------------------------------
+
+
+def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> int:
+    """Print n answers as they come, with the topk likeliest classes of each, and errors on standard error; returns how
+    many errors there were.
+
+    style: "text" (a line of path, class and confidence, tabs between them), "json" (a line with one object) or "csv".
+    """
+    # UTF-8 wherever it goes, and a file name that is none is no reason to stop.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    write, n_errors = WRITERS[style], 0
+    if style == "csv":
+        write("path", [("label", "confidence"), *((f"label_{k}", f"confidence_{k}") for k in range(2, topk + 1))])
+    with _progress(n) as advance:
+        for answer in answers:
+            if answer.error:
+                n_errors += 1
+                print(f"error: {answer.error}", file=sys.stderr)
+            else:
+                write(answer.path, list(answer.confidences.items())[:topk])
+                sys.stdout.flush()  # whoever reads this need not wait for more
+            advance()
+    return n_errors
+
+
+def _write_text(path: str, likeliest: list[tuple[str, float]]) -> None:
+    print(path, *(f"{label}\t{confidence:.1%}" for label, confidence in likeliest), sep="\t")
+
+
+def _write_json(path: str, likeliest: list[tuple[str, float]]) -> None:
+    label, confidence = likeliest[0]
+    print(json.dumps({"path": path, "label": label, "confidence": confidence, "topk": likeliest}, ensure_ascii=False))
+
+
+def _write_csv(path: str, likeliest: list[tuple[str, float | str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerow([path, *(value for pair in likeliest for value in pair)])
+
+
+WRITERS = {"text": _write_text, "json": _write_json, "csv": _write_csv}
+
+
+@contextmanager
+def _progress(n: int):
+    """Gives a function to call after each file: it moves a bar, where there are many and the answers go elsewhere."""
+    if n < MANY or not sys.stderr.isatty() or sys.stdout.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=n)
+        yield lambda: bar.advance(task)
