@@ -3,8 +3,8 @@
     python benchmarks/resume.py [--kills 30] [--recipes NAME …] [--seed S] [--json FILE]
 
 Each kill hits somewhere between the making of the run folder and the end of the export. A checkpoint is saved after every
-batch, so that many kills hit a save: those after which a half-written file lies there are counted. Compared are all weights
-and the optimizer's state, the history, the metrics and the test predictions (times aside), by torch.equal and ==.
+batch, and every second kill waits for a save: those after which a half-written file lies there are counted. Compared are
+all weights and the optimizer's state, history, metrics and test predictions (times aside), by torch.equal and ==.
 """
 
 import argparse
@@ -58,11 +58,29 @@ def start(cwd: Path, training: tuple, folder=None) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> float:
-    """Wait for the end; the seconds that took."""
-    began = time.perf_counter()
-    process.stdout.read()
+    """Wait for the end; the seconds that the training took."""
+    began = ended = time.perf_counter()
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            ended = time.perf_counter()
     assert process.wait() == 0
-    return time.perf_counter() - began
+    return ended - began
+
+
+def wait(process: subprocess.Popen, folder: Path, seconds: float, for_save: bool) -> None:
+    """For some time, and on for a file that is being written, if wanted; or for the end of the process."""
+    time.sleep(seconds)
+    since = time.time_ns()
+    while for_save and process.poll() is None and not half_written(folder, since):
+        time.sleep(0.0005)
+
+
+def half_written(folder: Path, since: int) -> bool:
+    """Whether a file lies there that was begun after `since`, in nanoseconds, and not finished."""
+    try:
+        return any(path.stat().st_mtime_ns >= since for path in folder.rglob("*.part"))
+    except FileNotFoundError:  # finished just now
+        return False
 
 
 def outcome(cwd: Path) -> dict:
@@ -112,13 +130,14 @@ def prove(name: str, kills: int, chance: random.Random, scratch: Path) -> dict:
         process = start(cwd, training)
         (folder,) = (cwd / "runs").iterdir()
         for _ in range(min(5, kills - figures["kills"])):
-            time.sleep(chance.uniform(0, seconds))
+            began = time.time_ns()
+            wait(process, folder, chance.uniform(0, seconds / 2), for_save=chance.random() < 0.5)
             if process.poll() is not None:
                 break
             process.kill()
             process.wait()
             figures["kills"] += 1
-            figures["in a save"] += any(folder.rglob("*.part"))
+            figures["in a save"] += half_written(folder, began)
             figures["after the training"] += (folder / "loss_curve.png").exists()
             process = start(cwd, training, folder.relative_to(cwd))
         finish(process)

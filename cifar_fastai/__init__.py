@@ -12,6 +12,7 @@ _PUBLIC = {
     "fit": "learner",
     "get_recipe": "recipes",
     "load_learner": "artifacts",
+    "load_pickled_learner": "artifacts",
 }
 __all__ = sorted(_PUBLIC)
 

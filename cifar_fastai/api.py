@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import os
 import secrets
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from cifar_fastai.artifacts import MANIFEST, model_card
+from cifar_fastai.artifacts import model_card
 from cifar_fastai.batching import BatchingClassifier, NotReady
 from cifar_fastai.images import MAX_BYTES, TOO_LARGE, BadImage, decode_image
 from cifar_fastai.inference import Classifier
@@ -93,8 +92,8 @@ def create_api(classifier: BatchingClassifier, auth: tuple[str, str] | None = No
 
     decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoder")
     places = asyncio.Semaphore(max_queue + 1)
-    folder = classifier.export.folder
-    health = Health(ready=True, export=folder.name, digest=hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
+    export = classifier.export
+    health = Health(ready=True, export=export.folder.name, digest=export.sealed.digest)
     api = FastAPIOffline(
         title="Image classifier",
         version="1",

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-import json
-import math
 import os
 import shutil
 import tempfile
+import unicodedata
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning, UserError
+from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai.manifest import (
+    CARD,
+    CONFIG,
+    MANIFEST,
+    PICKLE,
+    PROBE,
+    SCHEMA,
+    SHA256,
+    WEIGHTS,
+    Sealed,
+    check_schema,
+    open_sealed,
+    parse_json,
+    to_json,
+    write_manifest,
+)
 from cifar_fastai.models import MODELS, create_model, familiarity
 
-SCHEMA = 3  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below
-WEIGHTS, CONFIG, PROBE, PICKLE, CARD, ONNX, MANIFEST = (
-    "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "model.onnx", "MANIFEST.json",
-)  # fmt: skip
-REQUIRED = (WEIGHTS, CONFIG, PROBE)
-CONFIG_TYPES = {
+MAX_CLASSES, MAX_NAME = 10_000, 255
+NUMBER = (int, float)
+CONFIG_FIELDS = {  # of config.json, all of them
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "mean": list, "std": list,
     "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
+}  # fmt: skip
+TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are shown
+    "recipe": str, "data": str, "hardware": str, "n_params": int, "epochs_run": int, "seed": int, "train_seconds": NUMBER,
+}  # fmt: skip
+TEST_FIELDS = {
+    "test_accuracy": NUMBER, "test_accuracy_tta": NUMBER, "test_accuracy_interval": list, "test_loss": NUMBER,
+    "ece": NUMBER, "false_alarm_rate": NUMBER,
 }  # fmt: skip
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
@@ -39,6 +59,7 @@ class Export:
     folder: Path
     model: nn.Module
     config: dict  # as in config.json
+    sealed: Sealed | None = None  # the files it was read from
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,8 +97,8 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 
 
 def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
-                 unfamiliar_below: float, training: dict, test: dict, versions: dict):  # fmt: skip
-    """Write the export of a trained fastai learner to `folder`, replacing what was there in one step.
+                 unfamiliar_below: float, training: dict, test: dict, versions: dict) -> str:  # fmt: skip
+    """Write the export of a trained fastai learner to `folder`, replacing what was there in one step; returns its digest.
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
     familiarity that an image like the training images has. training, test: figures for config.json and the model card.
@@ -104,40 +125,13 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         scratch = Path(scratch)
         (scratch / WEIGHTS).write_bytes(save(weights))
-        (scratch / CONFIG).write_text(_to_json(config), encoding="utf-8")
+        (scratch / CONFIG).write_bytes(to_json(config))
         (scratch / PROBE).write_bytes(probe_file.getvalue())
         (scratch / CARD).write_text(model_card(config), encoding="utf-8")
         _learner(export).export(scratch / PICKLE)  # `learn` itself would bring its split and a record of every step along
-        write_manifest(scratch)
+        digest = write_manifest(scratch)
         _replace_folder(scratch, folder)
-
-
-def write_manifest(folder: Path) -> None:
-    """MANIFEST.json: sha256 and size in bytes of every other file in the folder."""
-    files = {path.name: _listed(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    (folder / MANIFEST).write_text(_to_json({"schema": SCHEMA, "files": files}), encoding="utf-8")
-
-
-def add_file(folder: Path, name: str, data: bytes) -> None:
-    """Put one more file into an export and its manifest, replacing one of that name.
-
-    What the manifest says of the others stays: nothing that was damaged becomes valid by this. Interrupted at any moment,
-    it leaves an export that loads. Raises UserError if the folder cannot be written to.
-    """
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    manifest["files"] = dict(sorted({**manifest["files"], name: _listed(data)}.items()))
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
-            for file, content in ((name, data), (MANIFEST, _to_json(manifest).encode())):
-                (Path(scratch) / file).write_bytes(content)
-                (Path(scratch) / file).replace(folder / file)
-    except OSError as error:
-        raise UserError(f"{folder / name} cannot be written: {error.strerror or error}.") from None
-
-
-def _listed(data: bytes) -> dict:
-    """A file's entry in the manifest."""
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    return digest
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -188,76 +182,66 @@ images in kind are often misread. It is made for learning and demonstration, not
 """
 
 
-def _to_json(value) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def load_export(folder: str | os.PathLike) -> Export:
+def load_export(folder: str | os.PathLike, expect_digest: str | None = None) -> Export:
     """Read and check an export. No code from its files runs: nothing is unpickled, the network comes from the registry.
 
-    Each file is hashed against MANIFEST.json, the weights must fit the named network and be finite, and the network
-    must give the probe's probabilities again (to 1e-4). Raises ExportError.
+    Each file is read once and hashed against MANIFEST.json before anything parses it, the weights must fit the named
+    network and be finite, and the network must give the probe's probabilities again (to 1e-4). Links and files that are
+    not listed are refused. expect_digest: the sha256 that MANIFEST.json must have. Raises ExportError.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):  # noqa: PTH113  Path.is_file raises over a name that is too long
         raise ExportError(f"There is no export at {folder} (no {MANIFEST}). Train one with `python train.py`.")
     try:
-        files = _read_checked(folder)
+        sealed = open_sealed(folder, expect_digest)
+        files = sealed.read_required()
         config = _parse_config(files[CONFIG])
-        model = _build_model(config, files[WEIGHTS])
-        export = Export(folder, model, config)
+        export = Export(folder, _build_model(config, files[WEIGHTS]), config, sealed)
         _check_probe(export, files[PROBE])
     except ExportError as error:
         raise ExportError(f"The export {folder} cannot be used: {error}") from None
     return export
 
 
-def _read_checked(folder: Path) -> dict[str, bytes]:
-    try:
-        listed = json.loads((folder / MANIFEST).read_bytes())["files"]
-        expected = {name: listed[name]["sha256"] for name in REQUIRED}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ExportError(f"{MANIFEST} is damaged ({type(error).__name__}: {error}).") from None
-    files = {}
-    for name, sha256 in expected.items():
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise ExportError(f"{name} cannot be read ({error.strerror or error}).") from None
-        if hashlib.sha256(files[name]).hexdigest() != sha256:
-            raise ExportError(f"{name} is not the file that {MANIFEST} lists; it was damaged or changed.")
-    return files
-
-
 def _parse_config(data: bytes) -> dict:
-    try:
-        config = json.loads(data)
-        wrong = [key for key, kind in CONFIG_TYPES.items() if type(config.get(key)) is not kind]
-    except (ValueError, AttributeError) as error:
-        raise ExportError(f"{CONFIG} is damaged ({error}).") from None
-    if config.get("schema") != SCHEMA:
-        raise ExportError(f"{CONFIG} has schema {config.get('schema')!r}; this version reads {SCHEMA}.")
+    config = parse_json(CONFIG, data)
+    check_schema(CONFIG, config)
+    if unknown := sorted(config.keys() - CONFIG_FIELDS.keys()):
+        raise ExportError(f"{CONFIG} holds the unknown field {unknown[0]!r}.")
+    wrong = _misstated(config, CONFIG_FIELDS) or [
+        *_misstated(config["training"], TRAINING_FIELDS),
+        *_misstated(config["test"], TEST_FIELDS),
+    ]
     if wrong:
         raise ExportError(f"{CONFIG} lacks or misstates: {', '.join(wrong)}.")
-    classes, size = config["classes"], config["size"]
-    numbers = [*config["mean"], *config["std"]]
+    classes, interval, versions = config["classes"], config["test"]["test_accuracy_interval"], config["versions"]
     sound = (
-        len(classes) >= 2
-        and all(type(name) is str for name in classes)
+        all(map(_is_name, [config["name"], *classes, *versions.values()]))
+        and 2 <= len(classes) <= MAX_CLASSES
         and len(set(classes)) == len(classes)
-        and 16 <= size <= 1024
-        and (len(config["mean"]), len(config["std"])) == (3, 3)
-        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and 16 <= config["size"] <= 1024
+        and [len(config["mean"]), len(config["std"]), len(interval)] == [3, 3, 2]
+        and all(type(number) in NUMBER for number in [*config["mean"], *config["std"], *interval])
         and min(config["std"]) > 0
-        and 0 < config["temperature"] < math.inf
-        and 0 <= config["unfamiliar_below"] < math.inf
+        and config["temperature"] > 0
+        and config["unfamiliar_below"] >= 0
     )
     if not sound:
-        raise ExportError(f"{CONFIG} holds impossible classes, size, mean, std, temperature or unfamiliar_below.")
+        raise ExportError(f"{CONFIG} holds impossible names, classes, size, mean, std, temperature or unfamiliar_below.")
     return config
+
+
+def _misstated(content: dict, fields: dict) -> list[str]:
+    """Fields that are missing or of another type. (A bool is no number.)"""
+    return [key for key, kind in fields.items() if type(content.get(key)) not in (kind if kind is NUMBER else (kind,))]
+
+
+def _is_name(value) -> bool:
+    """Whether it is text fit to be shown on a line: control characters could rule a terminal."""
+    return type(value) is str and 0 < len(value) <= MAX_NAME and not any(unicodedata.category(c) == "Cc" for c in value)
 
 
 def _build_model(config: dict, data: bytes) -> nn.Module:
@@ -267,12 +251,15 @@ def _build_model(config: dict, data: bytes) -> nn.Module:
     if config["model"] not in MODELS:
         raise ExportError(f"it names a model {config['model']!r} that is not known here.")
     model = create_model(config["model"], len(config["classes"]), config["size"])
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
     try:
         weights = load(data)
         model.load_state_dict(weights, strict=True)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ExportError(f"{WEIGHTS} does not fit the model {config['model']!r} ({str(error).splitlines()[0]}).") from None
     for name, value in weights.items():
+        if value.dtype != kinds[name]:
+            raise ExportError(f"the weights {name} are {value.dtype} where the model has {kinds[name]}.")
         if not value.isfinite().all():
             raise ExportError(f"the weights {name} are not finite.")
     return model.eval()
@@ -280,8 +267,7 @@ def _build_model(config: dict, data: bytes) -> nn.Module:
 
 def _check_probe(export: Export, data: bytes) -> None:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as probe:
-            images, probabilities, scores = (torch.from_numpy(probe[name]) for name in PROBE_PARTS)
+        images, probabilities, scores = _read_probe(data, export.size, len(export.classes))
         found = export.scores(images)
         # Where a probability is all but 1, hardly anything changes it, so the scores behind them are compared too.
         off = (found.softmax(dim=1) - probabilities).abs().max(), (found - scores).abs().max() / scores.abs().max()
@@ -295,12 +281,47 @@ def _check_probe(export: Export, data: bytes) -> None:
         warnings.warn(words, ExportWarning, stacklevel=3)
 
 
-def load_learner(folder: str | os.PathLike):
+def _read_probe(data: bytes, size: int, n_classes: int) -> list[Tensor]:
+    """The arrays of PROBE_PARTS. Raises nearly anything."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ValueError("it would unpack to more than itself")
+    with np.load(io.BytesIO(data), allow_pickle=False) as probe:
+        arrays = [probe[name] for name in PROBE_PARTS]
+    answers = ((PROBE_IMAGES, n_classes), np.float32)
+    expected = [((PROBE_IMAGES, 3, size, size), np.uint8), answers, answers]
+    if [(array.shape, array.dtype) for array in arrays] != expected:
+        raise ValueError("its arrays are of other shapes or types")
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def load_learner(folder: str | os.PathLike, expect_digest: str | None = None):
     """A fastai Learner from an export, safely: see `load_export`. `learn.predict` takes whatever `decode_image` takes.
 
     Raises ExportError. (fastai's own `load_learner` opens export.pkl, which can run any code: only for your own files.)
     """
-    return _learner(load_export(folder))
+    return _learner(load_export(folder, expect_digest))
+
+
+def load_pickled_learner(path: str | os.PathLike, sha256: str):
+    """fastai's Learner from an export.pkl, if these are the very bytes that you know.
+
+    Opening a pickle runs whatever code is in it, so nothing here does so unasked. sha256: of the file, in hexadecimal, as
+    the MANIFEST.json beside it says, and from where nobody else writes: whoever can change the file could change a
+    manifest too. Raises ExportError, before anything of the file is parsed.
+    """
+    from fastai.learner import load_learner
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror or error}).") from None
+    found = hashlib.sha256(data).hexdigest()
+    if not SHA256.fullmatch(sha256.lower()) or found != sha256.lower():
+        raise ExportError(f"{path} has the sha256 {found}, not the expected one, and was not opened.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "load_learner` uses Python's insecure pickle module")
+        return load_learner(io.BytesIO(data))
 
 
 def _learner(export: Export):
@@ -326,15 +347,16 @@ def find_export(path: str | os.PathLike | None) -> Path:
     shelves = [Path("exports"), Path(__file__).parent.parent / "exports"]
     if path is not None:
         candidates = [Path(path), *(shelf / path for shelf in shelves)]
-        return next((folder for folder in candidates if (folder / MANIFEST).is_file()), Path(path))
+        found = (folder for folder in candidates if os.path.isfile(folder / MANIFEST))  # noqa: PTH113  as in load_export
+        return next(found, Path(path))
     for shelf in shelves:
-        if exports := sorted(shelf.glob(f"*/{MANIFEST}"), key=_created):
+        if exports := sorted(shelf.glob(f"[!.]*/{MANIFEST}"), key=_created):
             return exports[-1].parent
     raise ExportError("There is no export in exports/ yet. Train one with `python train.py`, or name one with --export.")
 
 
 def _created(manifest: Path) -> str:
     try:
-        return str(json.loads((manifest.parent / CONFIG).read_bytes())["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _parse_config(open_sealed(manifest.parent).read(CONFIG))["created"]
+    except ExportError:
         return ""  # damaged: last choice, and loading it will say so

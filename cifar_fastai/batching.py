@@ -24,9 +24,9 @@ class BatchingClassifier(Classifier):
     that one is slow.
     """
 
-    def __init__(self, export):
-        """export: as for Classifier. Raises ExportError."""
-        super().__init__(export)
+    def __init__(self, export, expect_digest: str | None = None):
+        """As for Classifier. Raises ExportError."""
+        super().__init__(export, expect_digest)
         self._jobs: SimpleQueue = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="classifier", daemon=True)
         self._thread.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 from cifar_fastai.errors import DataError, ExportWarning, Interrupted, TrackingWarning, UserError
 from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
 
+MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
 
 
@@ -27,22 +28,34 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
         code = options.function(options)
         sys.stdout.flush()  # here, where a reader that has left is expected
         return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Interrupted as interruption:
-        print(f"interrupted: {interruption}", file=sys.stderr)
-        return interruption.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        what = error.name if error.name in TRACKERS else "-r requirements.txt"
-        print(f"error: the package {error.name!r} is missing: `pip install {what}`.", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if options.debug:
+            import traceback
+
+            traceback.print_exc()
+        words, code = _explain(error)
+        print(words, file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What a user is told of whatever ended a command, and the exit code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, Interrupted):
+        return f"interrupted: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, ModuleNotFoundError):
+        what = error.name if error.name in TRACKERS else "-r requirements.txt"
+        return f"error: the package {error.name!r} is missing: `pip install {what}`.", 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: {error.filename} cannot be used: {error.strerror}.", UserError.exit_code
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"error: a fault of the program, not yours ({reason}). --debug shows where, which is what a report needs.", 1
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -69,18 +82,21 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     if command is not None:
-        function, add_arguments, about = COMMANDS[command]
-        parser = _Parser(description=about)
-        add_arguments(parser)
-        parser.set_defaults(function=function)
+        parser = _Parser(description=COMMANDS[command][2])
+        _add_command(parser, command)
         return parser
     parser = _Parser(prog="python -m cifar_fastai", description="Train, use and serve image classifiers with fastai.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (function, add_arguments, about) in COMMANDS.items():
-        subparser = commands.add_parser(name, help=about, description=about)
-        add_arguments(subparser)
-        subparser.set_defaults(function=function)
+    for name, (_, _, about) in COMMANDS.items():
+        _add_command(commands.add_parser(name, help=about, description=about), name)
     return parser
+
+
+def _add_command(parser, name: str):
+    function, add_arguments, _ = COMMANDS[name]
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(function=function)
 
 
 # --- train -------------------------------------------------------------------------------------------------------
@@ -164,6 +180,8 @@ def _train(options) -> int:
 
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
+    if not 0 <= options.seed <= MAX_SEED - options.seeds:
+        raise UserError(f"--seed must lie between 0 and {MAX_SEED - options.seeds}, not {options.seed}.")
 
     from cifar_fastai.run import RunOptions, pick_device, run, run_seeds
 
@@ -194,7 +212,7 @@ def _given(options) -> dict:
     """The options of train that stand on the command line, defaults left out."""
     unset = argparse.Namespace(**dict.fromkeys(vars(options)))
     given = vars(_parser("train").parse_args(options.argv, unset))
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None and name != "debug"}
 
 
 def _list_recipes() -> int:
@@ -225,6 +243,12 @@ def _add_predict_arguments(parser):
 
 def _add_export_argument(parser):
     parser.add_argument("--export", metavar="PATH", help="folder of the export (default: the newest in exports/)")
+    _add_digest_argument(parser)
+
+
+def _add_digest_argument(parser):
+    text = "refuse any export but the one whose making has printed this digest"
+    parser.add_argument("--expect-digest", metavar="SHA256", help=text)
 
 
 def _predict(options) -> int:
@@ -236,7 +260,7 @@ def _predict(options) -> int:
     from cifar_fastai.inference import Classifier
     from cifar_fastai.prediction import classify, find_images, print_answers
 
-    classifier = Classifier(find_export(options.export))
+    classifier = Classifier(find_export(options.export), options.expect_digest)
     found = find_images(options.images)
     n_errors = print_answers(classify(classifier, found, options.tta), len(found), style, min(topk, len(classifier.classes)))
     return UserError.exit_code if n_errors else 0
@@ -270,7 +294,7 @@ def _serve(options) -> int:
     from cifar_fastai.web import serve
 
     serve(
-        BatchingClassifier(find_export(options.export)),
+        BatchingClassifier(find_export(options.export), options.expect_digest),
         host=options.host,
         port=options.port,
         share=options.share,
@@ -288,6 +312,7 @@ def _add_evaluate_arguments(parser):
     add("what", metavar="RUN|EXPORT", help="a run folder, whose figures are made anew, or an export")
     add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or cifar10)")
     add("--corruptions", action="store_true", help="judge a sample of the test images corrupted in 15 ways instead")
+    _add_digest_argument(parser)
 
 
 def _evaluate(options) -> int:
@@ -296,12 +321,13 @@ def _evaluate(options) -> int:
     from cifar_fastai.finished import corrupt_export, corrupt_run, evaluate_export, evaluate_run
 
     if (Path(options.what) / "checkpoints").is_dir():
+        _refuse_digest(options)
         if options.corruptions:
             corrupt_run(Path(options.what), options.data)
         else:
             evaluate_run(Path(options.what), options.data)
         return 0
-    export = load_export(find_export(options.what))
+    export = load_export(find_export(options.what), options.expect_digest)
     data = load_data(options.data or os.environ.get("CIFAR10_DATA") or "cifar10", export.size)
     if options.corruptions:
         corrupt_export(export, data)
@@ -324,6 +350,7 @@ def _add_export_arguments(parser):
     add("--onnx", action="store_true", help="add model.onnx to the export, for ONNX Runtime; checked against torch first")
     add("--name", metavar="NAME", help="of the export (default: the run's)")
     add("--data", metavar="SOURCE", help="where the run's data lies (default: where it lay then)")
+    _add_digest_argument(parser)
 
 
 def _export(options) -> int:
@@ -340,12 +367,22 @@ def _export(options) -> int:
         folder = find_export(options.what)
     else:
         from cifar_fastai.finished import reexport_run
+        from cifar_fastai.manifest import MANIFEST
 
+        if (options.what / MANIFEST).exists():
+            raise UserError(f"{options.what} is an export already; --onnx adds model.onnx to one.")
+        _refuse_digest(options)
         folder = reexport_run(options.what, Path("exports"), options.name, options.data)
     if options.onnx:
-        path, difference = write_onnx(folder)
+        path, difference, digest = write_onnx(folder, options.expect_digest)
         print(f"onnx     {path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
+        print(f"digest   {digest}: the export's new one")
     return 0
+
+
+def _refuse_digest(options) -> None:
+    if options.expect_digest:
+        raise UserError(f"--expect-digest is for exports, and {options.what} is a run folder.")
 
 
 # --- compare -----------------------------------------------------------------------------------------------------
@@ -377,8 +414,8 @@ def _add_data_arguments(parser):
 
 
 def _data(options) -> int:
-    if options.show:
-        recipe = get_recipe(options.show, size=options.size)
+    recipe = get_recipe("fast" if options.show is None else options.show, size=options.size)
+    if options.show is not None:
         from cifar_fastai.contactsheet import write_contact_sheet
 
         print(write_contact_sheet(options.data, recipe, Path(f"augmentation-{recipe.name}.png")))

@@ -195,7 +195,9 @@ def _csv(path: Path, columns: dict) -> list[dict] | None:
             return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
 
 

@@ -19,9 +19,10 @@ MAX_BATCH = 64  # images computed at once: more are no faster, and take memory
 class Classifier:
     """Answers what is in a picture: `Classifier("exports/cifar10").predict("cat.png")`."""
 
-    def __init__(self, export: str | os.PathLike | Export):
-        """export: a folder, checked as `load_export` does, or one that is loaded. Raises ExportError."""
-        self.export = export if isinstance(export, Export) else load_export(export)
+    def __init__(self, export: str | os.PathLike | Export, expect_digest: str | None = None):
+        """export: a folder, checked, against expect_digest too, as `load_export` does; or one that is loaded. Raises
+        ExportError."""
+        self.export = export if isinstance(export, Export) else load_export(export, expect_digest)
 
     @property
     def classes(self) -> tuple[str, ...]:

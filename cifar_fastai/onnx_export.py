@@ -1,6 +1,5 @@
 """An export as one ONNX file, which answers without torch and without this package."""
 
-import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -9,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.artifacts import CONFIG, ONNX, WEIGHTS, Export, add_file, load_export, normalize
+from cifar_fastai.artifacts import Export, load_export, normalize
 from cifar_fastai.errors import ExportError, UserError
+from cifar_fastai.manifest import CONFIG, ONNX, WEIGHTS, add_file
 
 CHECK_IMAGES, CHECK_SEED, CHECK_LIMIT = 1000, 0, 1e-5
 
@@ -24,22 +24,23 @@ def require_packages() -> None:
         raise UserError(f"ONNX needs the package {error.name!r}: `pip install onnxruntime onnxscript`.") from None
 
 
-def write_onnx(folder: Path) -> tuple[Path, float]:
-    """Add model.onnx to the export in `folder`; returns its path and by how much its probabilities differ from torch's.
+def write_onnx(folder: Path, expect_digest: str | None = None) -> tuple[Path, float, str]:
+    """Add model.onnx to the export in `folder`; returns its path, by how much its probabilities differ from torch's, and
+    the new digest of the export.
 
     Input `images`: uint8 (N, 3, size, size), RGB, 0 to 255, any N. Output `probabilities`: float32 (N, classes), calibrated
     as the Classifier's. The file's metadata name the classes, the size and the sha256 of the files it was made from.
-    Raises UserError without the packages it takes, and ExportError if the export is damaged or if ONNX Runtime's
-    probabilities for 1,000 images differ from torch's by more than 1e-5; then nothing is written.
+    expect_digest: as for `load_export`. Raises UserError without the packages it takes, and ExportError if the export is
+    damaged or if ONNX Runtime's probabilities for 1,000 images differ from torch's by more than 1e-5; then nothing is
+    written.
     """
     require_packages()
-    export = load_export(folder)
+    export = load_export(folder, expect_digest)
     data = _to_onnx(export)
     difference = _difference(export, data)
     if not difference <= CHECK_LIMIT:
         raise ExportError(f"{folder}: as ONNX it gives other probabilities, by up to {difference:.1e}; nothing was written.")
-    add_file(folder, ONNX, data)
-    return folder / ONNX, difference
+    return folder / ONNX, difference, add_file(export.sealed, ONNX, data)
 
 
 class _Answering(nn.Module):
@@ -62,14 +63,14 @@ def _to_onnx(export: Export) -> bytes:
             _Answering(export).eval(), (example,), dynamo=True, external_data=False, verbose=False,
             input_names=["images"], output_names=["probabilities"], dynamic_shapes={"images": {0: torch.export.Dim("n")}},
         )  # fmt: skip
-    weights, config = (hashlib.sha256((export.folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG))
+    files = export.sealed.files
     metadata = {
         "name": export.config["name"],
         "classes": json.dumps(export.classes, ensure_ascii=False),
         "size": str(export.size),
         "images": "uint8, N x 3 x size x size, RGB, 0 to 255",
-        "weights_sha256": weights,
-        "config_sha256": config,
+        "weights_sha256": files[WEIGHTS]["sha256"],
+        "config_sha256": files[CONFIG]["sha256"],
     }
     program.model.metadata_props.update(metadata)
     return program.model_proto.SerializeToString()

@@ -45,6 +45,8 @@ def find_images(arguments: Iterable[str]) -> list[Answer]:
 
 
 def _find(argument: str) -> list[Answer]:
+    if not argument:
+        return [Answer(argument, error="'': an empty name is no file.")]
     if os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises over a name that is too long
         no_images = f"{argument}: no images in this folder ({', '.join(sorted(EXTENSIONS))})."
         return _images_in(Path(argument)) or [Answer(argument, error=no_images)]

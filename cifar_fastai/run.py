@@ -224,7 +224,7 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
     data = metrics["data"]
     training_data = f"{data['source']}, {data['n_train']:,} images ({data['encoding']})"
     keys = ("n_params", "epochs_run", "best_epoch", "seed", "device", "hardware", "train_seconds", "git_commit")
-    write_export(
+    digest = write_export(
         folder,
         learn,
         name=name,
@@ -237,6 +237,7 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         versions=metrics["versions"],
     )
     say("export", f"{folder}: try `python predict.py --export {folder} IMAGE` or `python app.py --export {folder}`")
+    say("digest", f"{digest}: to be given to --expect-digest where the export is used")
 
 
 def _as_name(source: str) -> str:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shlex
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,10 @@ def working_in(folder: Path):
         raise UserError(
             f"{what} cannot be written ({reason}). The files before it are whole: make room, then {way_on}"
         ) from None
+    except Exception as error:
+        if not isinstance(error, UserError):  # a fault: with --debug it can be looked at without training again
+            print(f"the state is saved; {way_on}", file=sys.stderr)
+        raise
 
 
 @contextmanager
@@ -94,10 +99,12 @@ def recipe_of(config: dict, folder: Path) -> Recipe:
 def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         kind = "finished run" if path.name == METRICS else "run folder"
         raise UserError(f"{path.parent} is no {kind}: {path.name} is missing.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (no JSON object).")

@@ -12,6 +12,7 @@ import pickle
 import sys
 import tarfile
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections import deque
@@ -117,9 +118,10 @@ def read_rows(source: str | os.PathLike, size: int) -> ImageData:
 def existing_path(source: str | os.PathLike) -> Path:
     """The file or folder that `source` names. Raises DataError if there is none."""
     path = Path(source).expanduser()
-    if not (path.is_dir() or path.is_file()):
-        hint = nearest(str(source), ("cifar10", "digits"))
-        raise DataError(f"--data {source}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
+    is_there = os.path.isdir(path) or os.path.isfile(path)  # noqa: PTH112, PTH113  Path's raise over a name too long
+    if not (is_there and str(source)):
+        named, hint = source or "''", nearest(str(source), ("cifar10", "digits"))
+        raise DataError(f"--data {named}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
     return path
 
 
@@ -275,15 +277,17 @@ def _files_in_zip(path: Path) -> Iterator[_File]:
 
 
 def _from_archive(path: Path, size: int) -> ImageData:
-    if zipfile.is_zipfile(path):
-        files = _files_in_zip(path)
-    elif tarfile.is_tarfile(path):
-        files = _files_in_tar(path)
-    else:
-        raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
     try:
+        if zipfile.is_zipfile(path):
+            files = _files_in_zip(path)
+        elif tarfile.is_tarfile(path):
+            files = _files_in_tar(path)
+        else:
+            raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
         return _from_files(files, path.name, size, *digests(path, "sha256"))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
+        if getattr(error, "errno", None):
+            raise DataError(f"--data {path}: it cannot be read: {error.strerror}.") from None
         raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
 
 
@@ -441,6 +445,8 @@ def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> Imag
     if strangers := sorted(names["test"] - names["train"]):
         raise DataError(f"--data {source}: classes in test/ without images in train/: {', '.join(strangers)}.")
     classes = tuple(sorted(names["train"]))
+    if rulers := [name for name in classes if any(unicodedata.category(letter) == "Cc" for letter in name)]:
+        raise DataError(f"--data {source}: rename the class {rulers[0]!r}, whose name holds control characters.")
     if len(classes) < 2:
         raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -44,8 +45,8 @@ def build_app(classifier: Classifier):
     with gr.Blocks(title="Image classifier") as app:
         gr.Markdown(
             f"# What is in the picture?\n"
-            f"One of: {', '.join(classifier.classes)}. "
-            f"The network was right on {test['test_accuracy']:.1%} of {classifier.export.config['name']}'s test images."
+            f"One of: {_verbatim(', '.join(classifier.classes))}. The network was right on {test['test_accuracy']:.1%} "
+            f"of {_verbatim(classifier.export.config['name'])}'s test images."
         )
         with gr.Row():
             image = gr.Image(
@@ -62,6 +63,11 @@ def build_app(classifier: Classifier):
         files.preprocess = _named_files
         files.upload(predict_batch, files, table, api_name="predict_batch")
     return app
+
+
+def _verbatim(text: str) -> str:
+    """Markdown that shows `text` as it is: names come with the export, and may not bring links or pictures."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def _file_content(payload) -> bytes | None:
@@ -199,7 +205,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         return listener
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror or error}). Choose another --port.") from None
+        reason = error.strerror or error
+        raise UserError(f"{host}:{port} cannot be listened on ({reason}). Choose another --port or --host.") from None
 
 
 def _announce(classifier: Classifier, host: str, port: int, share: bool) -> None:

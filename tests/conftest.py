@@ -85,6 +85,16 @@ def assert_opens_by_itself(browser, path: Path, n_pictures: int) -> None:
     assert not errors and all(url.startswith(("file:", "data:")) for url in requests)
 
 
+class Canary:
+    """Something whose pickle writes a file when it is opened."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
 def archive_of(path: Path, mirrors: tuple[str, ...]) -> Archive:
     """What the downloader has to know of a file."""
     data = path.read_bytes()

@@ -8,14 +8,24 @@ import fastai.learner
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from conftest import Canary, call
 from PIL import Image
 from safetensors.numpy import load_file
 
-from cifar_fastai import Classifier, create_learner, dataloaders, fit, get_recipe, load_learner
-from cifar_fastai.artifacts import SCHEMA, find_export, load_export, normalize, probe_images, write_export, write_manifest
-from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai import (
+    Classifier,
+    create_learner,
+    dataloaders,
+    fit,
+    get_recipe,
+    load_learner,
+    load_pickled_learner,
+    manifest,
+)
+from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_export
+from cifar_fastai.errors import ExportError, ExportWarning, UserError
 from cifar_fastai.learner import CalibratedLoss
+from cifar_fastai.manifest import SCHEMA, write_manifest
 from cifar_fastai.recipes import RECIPES
 
 
@@ -67,6 +77,50 @@ def test_the_pickle_holds_hardly_more_than_the_weights(export):
     assert (export / "export.pkl").stat().st_size <= weights + 100_000
     learn = fastai.learner.load_learner(export / "export.pkl")
     assert sum(map(len, learn.dls.valid_ds.splits)) <= 2 and not getattr(learn.recorder, "lrs", [])
+
+
+def test_what_was_hashed_is_what_is_parsed(export, monkeypatch):
+    """Each file is gone as soon as it was read: there is no second read between which and the first it could change."""
+    first_read = manifest._read
+
+    def read_and_remove(path, limit):
+        data = first_read(path, limit)
+        path.unlink()
+        return data
+
+    monkeypatch.setattr(manifest, "_read", read_and_remove)
+    load_export(export)
+    assert not list(export.iterdir())
+
+
+def test_an_expected_digest(export, monkeypatch):
+    digest = hashlib.sha256((export / "MANIFEST.json").read_bytes()).hexdigest()
+    assert load_export(export, digest.upper()).sealed.digest == digest
+    Classifier(export, expect_digest=digest)
+    load_learner(export, expect_digest=digest)
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        load_learner(export, expect_digest=digest[:-1])
+    rewrite(export, "config.json", '"digits"', '"digitz"')  # and the manifest fits again
+    load_export(export)
+    for load in (load_learner, Classifier):
+        with pytest.raises(ExportError, match="not the expected one"):
+            load(export, expect_digest=digest)
+
+
+def test_a_pickle_is_opened_by_its_sha256_alone(export, photo, tmp_path):
+    path, canary = export / "export.pkl", tmp_path / "canary"
+    known = json.loads((export / "MANIFEST.json").read_text())["files"]["export.pkl"]["sha256"]
+    assert torch.equal(load_pickled_learner(path, known).predict(photo)[2], load_learner(export).predict(photo)[2])
+    path.write_bytes(pickle.dumps(Canary(canary)))
+    for sha256 in (known, "", "0" * 64):
+        with pytest.raises(ExportError, match="was not opened"):
+            load_pickled_learner(path, sha256)
+    with pytest.raises(ExportError, match="cannot be read"):
+        load_pickled_learner(tmp_path, known)
+    assert not canary.exists()
+    with pytest.raises(RuntimeError):  # it is no learner, which is found out too late: why nothing else opens such files
+        load_pickled_learner(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert canary.exists()
 
 
 def test_loading_needs_no_pickle_and_no_model_card(export, photo):
@@ -139,6 +193,30 @@ def edit_config(export, **changes):
     write_manifest(export)
 
 
+def rewrite(export, name, old, new):
+    """Replace text in a JSON file, and list the file as it is then."""
+    text = (export / name).read_text()
+    assert old in text
+    (export / name).write_text(text.replace(old, new, 1))
+    if name != "MANIFEST.json":
+        write_manifest(export)
+
+
+def edit_test(export, **changes):
+    edit_config(export, test=json.loads((export / "config.json").read_text())["test"] | changes)
+
+
+def change_probe(export, save=np.savez, **changes):
+    with np.load(export / "probe.npz") as probe:
+        save(export / "probe.npz", **{**probe, **changes})
+    write_manifest(export)
+
+
+def link(export, name):
+    (export / name).rename(export.parent / name)
+    (export / name).symlink_to(export.parent / name)
+
+
 def change_weights(export, change):
     from safetensors.torch import load_file, save_file
 
@@ -165,8 +243,54 @@ DAMAGE = {
     "std zero": (lambda e: edit_config(e, std=[0, 1, 1]), "impossible"),
     "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "impossible"),
     "temperature zero": (lambda e: edit_config(e, temperature=0.0), "impossible"),
-    "temperature infinite": (lambda e: edit_config(e, temperature=float("inf")), "impossible"),
-    "threshold infinite": (lambda e: edit_config(e, unfamiliar_below=float("inf")), "impossible"),
+    "temperature infinite": (lambda e: edit_config(e, temperature=float("inf")), "Infinity is no JSON"),
+    "threshold no number": (lambda e: edit_config(e, unfamiliar_below=float("nan")), "NaN is no JSON"),
+    "a number out of range": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": 1e999'), "number out of range"),
+    "a longer number": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": 1' + "0" * 5000), "number out of range"),
+    "a key twice": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": 32, "size": 32'), "stands there twice"),
+    "half a character": (lambda e: rewrite(e, "config.json", '"digits"', '"\\ud800"'), "surrogates not allowed"),
+    "lists without end": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": ' + "[" * 10**5), "recursion"),
+    "not in UTF-8": (lambda e: ((e / "config.json").write_bytes(b'"\xff"'), write_manifest(e)), "config.json is damaged"),
+    "a field too many": (lambda e: edit_config(e, code="import os"), "unknown field 'code'"),
+    "a truth for a number": (lambda e: edit_config(e, size=True), "lacks or misstates: size"),
+    "no figures": (lambda e: edit_config(e, test={}), "lacks or misstates: test_accuracy,"),
+    "a figure in words": (lambda e: edit_test(e, ece="small"), "lacks or misstates: ece"),
+    "an interval of one": (lambda e: edit_test(e, test_accuracy_interval=[1]), "impossible"),
+    "a class that rules a terminal": (lambda e: edit_config(e, classes=["\x1b[2J", *"123456789"]), "impossible names"),
+    "a million classes": (lambda e: edit_config(e, classes=list(map(str, range(10**6)))), "impossible"),
+    "manifest with a key twice": (lambda e: rewrite(e, "MANIFEST.json", '"schema"', '"schema": 3, "schema"'), "twice"),
+    "manifest with a path": (lambda e: rewrite(e, "MANIFEST.json", '"README.md"', '"../README.md"'), "no file of an export"),
+    "no weights listed": (
+        lambda e: rewrite(e, "MANIFEST.json", '"model.safetensors"', '"model.onnx"'),
+        "not list model",
+    ),
+    "manifest with another size": (
+        lambda e: rewrite(e, "MANIFEST.json", '"size": ', '"size": 1'),
+        "damaged or changed",
+    ),
+    "manifest of a huge file": (
+        lambda e: rewrite(e, "MANIFEST.json", '"size": ', f'"size": 1{"0" * 12}'),
+        "sha256 or size",
+    ),
+    "manifest with more to say": (lambda e: rewrite(e, "MANIFEST.json", "{", '{"more": 1,'), "other things than a list"),
+    "manifest too long": (lambda e: (e / "MANIFEST.json").write_bytes(b" " * 10**6), "far too long"),
+    "a file that is not listed": (lambda e: (e / "notes.txt").touch(), "'notes.txt' is not listed"),
+    "a hidden file": (lambda e: (e / ".hidden").touch(), "'.hidden' is not listed"),
+    "a folder": (lambda e: (e / "more").mkdir(), "'more' is a link or a folder"),
+    "links in place of files": (lambda e: link(e, "model.safetensors"), "'model.safetensors' is a link"),
+    "a link in place of the manifest": (lambda e: link(e, "MANIFEST.json"), "'MANIFEST.json' is a link"),
+    "the model card changed": (lambda e: (e / "README.md").write_text("buy"), "README.md is not the file"),
+    "the pickle changed": (lambda e: (e / "export.pkl").write_text("buy"), "export.pkl is not the file"),
+    "weights of another type": (
+        lambda e: change_weights(e, lambda w: w.update({"head.5.bias": w["head.5.bias"].double()})),
+        "float64 where the model has torch.float32",
+    ),
+    "probe that unpacks to more": (
+        lambda e: change_probe(e, np.savez_compressed, images=np.zeros((9, 9, 99, 999), np.uint8)),
+        "unpack to more than itself",
+    ),
+    "probe of other images": (lambda e: change_probe(e, images=np.zeros((0, 3, 32, 32), np.uint8)), "other shapes"),
+    "probe of objects": (lambda e: change_probe(e, scores=np.array([None])), "allow_pickle=False"),
     "other temperature": (lambda e: edit_config(e, temperature=0.5), "other probabilities"),
     "other normalisation": (lambda e: edit_config(e, mean=[0.9, 0.9, 0.9]), "other probabilities"),
     "NaN weight": (
@@ -201,18 +325,10 @@ def test_any_flipped_bit_is_noticed(export, name):
     load_export(export)
 
 
-class _Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "probe.npz", "export.pkl", "MANIFEST.json"])
 def test_a_hostile_pickle_never_runs(export, tmp_path, name):
     canary = tmp_path / "canary"
-    (export / name).write_bytes(pickle.dumps(_Canary(canary)))
+    (export / name).write_bytes(pickle.dumps(Canary(canary)))
     if name != "MANIFEST.json":
         write_manifest(export)
     try:

@@ -1,6 +1,7 @@
 """The commands as a user runs them: what they print, what they leave, how they end."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -51,7 +52,8 @@ def test_a_run_leaves_every_file(digits_run):
 def test_a_run_tells_what_it_does_in_plain_lines(digits_run):
     lines = digits_run.output.splitlines()
     first_words = [line.split()[0] for line in lines]
-    assert first_words == ["data", "recipe", "run", "about", *["epoch"] * 8, "test", "report", "export"]
+    assert first_words == ["data", "recipe", "run", "about", *["epoch"] * 8, "test", "report", "export", "digest"]
+    assert lines[-1].split()[1].rstrip(":") == hashlib.sha256((digits_run.export / "MANIFEST.json").read_bytes()).hexdigest()
     assert "1,293 training, 144 validation, 360 test images of 10 classes" in lines[0]
     assert "\r" not in digits_run.output and "\x1b" not in digits_run.output
 

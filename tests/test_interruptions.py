@@ -199,5 +199,17 @@ def test_the_same_command_twice_gives_the_same_bits(tmp_path):
         done = call("train.py", *command, "--name", "same", cwd=tmp_path / name)
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / name / "runs").iterdir()
-        found.append((figures(folder), (tmp_path / name / "exports/same/model.safetensors").read_bytes()))
+        with (folder / "history.csv").open() as file:
+            history = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+        files = folder / "predictions.csv", tmp_path / name / "exports/same/model.safetensors"
+        found.append((figures(folder), history, *(path.read_bytes() for path in files)))
     assert found[0] == found[1]
+
+
+def test_killed_at_random_moments(tmp_path):
+    """benchmarks/resume.py, which does it 30 times, for every recipe and callback."""
+    command = (ROOT / "benchmarks" / "resume.py", "--kills", "2", "--recipes", "early stopping", "--json", "result.json")
+    done = call(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "result.json").read_text())["trainings"]["early stopping"]
+    assert figures["kills"] == 2 and figures["different"] == [] and figures["epochs"] < 30

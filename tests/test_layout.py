@@ -10,8 +10,8 @@ PACKAGE = ROOT / "cifar_fastai"
 # A module imports only modules that stand before it.
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment corruptions data learner checkpoints "
-    "interrupts resuming training tracking figures contactsheet metrics explain evaluation artifacts inference batching "
-    "prediction onnx_export report api web runfolder run robustness finished compare cli"
+    "interrupts resuming training tracking figures contactsheet metrics explain evaluation manifest artifacts inference "
+    "batching prediction onnx_export report api web runfolder run robustness finished compare cli"
 ).split()
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save
 
 from cifar_fastai import Classifier, onnx_export
-from cifar_fastai.artifacts import Export, load_export, probe_images, write_manifest
+from cifar_fastai.artifacts import Export, load_export, probe_images
 from cifar_fastai.cli import main
 from cifar_fastai.errors import ExportError
+from cifar_fastai.manifest import write_manifest
 from cifar_fastai.models import MODELS, create_model
 from cifar_fastai.onnx_export import check_images, write_onnx
 
@@ -67,7 +68,7 @@ def change_network(folder, model: str, size: int) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_answers_as_the_classifier_does(export, model, size):
     change_network(export, model, size)
-    path, difference = write_onnx(export)
+    path, difference, _ = write_onnx(export)
     assert path == export / "model.onnx" and difference <= 1e-5
     random = np.random.default_rng(5)
     coarse = random.integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
@@ -102,17 +103,25 @@ def test_the_file_says_what_it_is(onnx_file, digits_run):
 
 def test_the_command_adds_it_to_an_export(export, capsys):
     before = json.loads((export / "MANIFEST.json").read_text())["files"]
-    (export / "export.pkl").write_bytes(b"damaged")
-    (export / "notes.txt").write_text("not part of the export")
     for _ in range(2):  # a second time replaces it
         assert main("export", [str(export), "--onnx"]) == 0
-        assert re.fullmatch(r"onnx .*model\.onnx: 1,000 images checked.*\de-\d\d\n", capsys.readouterr().out)
+        digest = hashlib.sha256((export / "MANIFEST.json").read_bytes()).hexdigest()
+        words = rf"onnx .*model\.onnx: 1,000 images checked.*\de-\d\d\ndigest   {digest}: .*\n"
+        assert re.fullmatch(words, capsys.readouterr().out)
         files = json.loads((export / "MANIFEST.json").read_text())["files"]
         data = (export / "model.onnx").read_bytes()
         assert files.pop("model.onnx") == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        assert files == before, "what was damaged does not become valid"
-        assert {path.name for path in export.iterdir()} == {*before, "model.onnx", "notes.txt", "MANIFEST.json"}
-        load_export(export)
+        assert files == before
+        assert {path.name for path in export.iterdir()} == {*before, "model.onnx", "MANIFEST.json"}
+        load_export(export, digest)
+
+
+def test_what_was_damaged_does_not_become_valid(export, capsys):
+    (export / "export.pkl").write_bytes(b"damaged")
+    before = (export / "MANIFEST.json").read_bytes()
+    assert main("export", [str(export), "--onnx"]) == 5
+    assert "export.pkl is not the file" in capsys.readouterr().err
+    assert (export / "MANIFEST.json").read_bytes() == before and not (export / "model.onnx").exists()
 
 
 def test_a_run_becomes_an_export_with_it(digits_run, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import COLOURS, archive_of
+from conftest import COLOURS, Canary, archive_of
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -348,17 +348,9 @@ def test_missing_and_damaged_batches(batches, tmp_path):
         read_data(copy)
 
 
-class _Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_a_hostile_batch_runs_nothing(batches, tmp_path):
     copy, canary = shutil.copytree(batches, tmp_path / "copy"), tmp_path / "canary"
-    (copy / "data_batch_2").write_bytes(pickle.dumps({"data": _Canary(canary), "labels": []}))
+    (copy / "data_batch_2").write_bytes(pickle.dumps({"data": Canary(canary), "labels": []}))
     with pytest.raises(DataError, match="no part of a CIFAR batch"):
         read_data(copy)
     assert not canary.exists()
