@@ -4,10 +4,10 @@ import asyncio
 import base64
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from cifar_fastai.artifacts import model_card
 from cifar_fastai.batching import BatchingClassifier, NotReady
 from cifar_fastai.images import MAX_BYTES, TOO_LARGE, BadImage, decode_image
-from cifar_fastai.inference import Classifier
+from cifar_fastai.inference import Classifier, Verdict
 
 TOP_K = 5
 MAX_FILES = 1000
@@ -173,8 +173,8 @@ async def _receive(request: Request):
         raise HTTPException(400, "The upload was broken off.") from None
 
 
-def _named_files(form) -> list[tuple[str, BinaryIO]]:
-    files = [(part.filename, part.file) for part in form.getlist("file") if isinstance(part, UploadFile)]
+def _named_files(form) -> list[tuple[str, Callable[[], bytes]]]:
+    files = [(part.filename, part.file.read) for part in form.getlist("file") if isinstance(part, UploadFile)]
     if not files:
         raise HTTPException(422, "There is no file in the field 'file'.")
     return files
@@ -190,34 +190,40 @@ async def _answer(classifier: BatchingClassifier, decoders, files: list) -> list
         read = asyncio.get_running_loop().run_in_executor(decoders, read_files, classifier, files[start : start + CHUNK])
         chunk, images = await read
         if images:
-            answers = await asyncio.wrap_future(classifier.submit(torch.stack(images)))
-            fill_in(chunk, answers)
+            fill_in(chunk, await asyncio.wrap_future(classifier.submit(torch.stack(images))))
         entries += chunk
     return entries
 
 
-def read_files(classifier: Classifier, files: Iterable[tuple[str, BinaryIO]]) -> tuple[list[dict], list[torch.Tensor]]:
-    """An entry for each of (name, file), and what the network sees of those that are images."""
+def read_files(classifier: Classifier, files: Iterable[tuple[str, Callable[[], bytes]]], show=None):
+    """An entry for each of (name, function that reads the file), and what the network sees of those that are images.
+
+    show: is called with each picture.
+    """
     entries, images = [], []
-    for name, file in files:
+    for name, read in files:
         try:
-            picture = decode_image(file.read())
+            picture = decode_image(read())
         except BadImage as error:
             entries.append({"name": name, "error": str(error)})
             continue
         entries.append({"name": name, "warnings": picture.info["warnings"]})
         images.append(classifier.tensor(picture))
+        if show:
+            show(picture)
     return entries, images
 
 
-def fill_in(entries: list[dict], answers: list[dict[str, float]]) -> None:
-    """Write the answers into the entries without an error, in order."""
-    answers = iter(answers)
+def fill_in(entries: list[dict], verdicts: list[Verdict]) -> None:
+    """Write the verdicts into the entries without an error, in order."""
+    verdicts = iter(verdicts)
     for entry in entries:
         if "error" not in entry:
-            topk = list(next(answers).items())[:TOP_K]
+            verdict = next(verdicts)
+            topk = list(verdict.confidences.items())[:TOP_K]
             label, confidence = topk[0]
-            entry |= {"label": label, "confidence": confidence, "topk": topk, "warnings": entry.pop("warnings")}
+            warnings = entry.pop("warnings") + verdict.warnings
+            entry |= {"label": label, "confidence": confidence, "topk": topk, "warnings": warnings}
 
 
 # --- at the door -------------------------------------------------------------------------------------------------

@@ -73,18 +73,26 @@ class Export:
     def scores(self, images: Tensor, network=None) -> Tensor:
         """Logits over temperature, (N, C), from uint8 images (N, 3, size, size). network: computes the logits; the model
         itself by default."""
-        logits = (network or self.model)(normalize(images, self.config["mean"], self.config["std"]))
-        return logits / self.config["temperature"]
-
-    @torch.inference_mode()
-    def unfamiliar(self, images: Tensor) -> Tensor:
-        """Whether each of these images, as above, is unlike the training images, (N,) of bool."""
-        maps = self.model.maps(normalize(images, self.config["mean"], self.config["std"]))
-        return familiarity(maps) < self.config["unfamiliar_below"]
+        return (network or self.model)(self.normalized(images)) / self.config["temperature"]
 
     def probabilities(self, images: Tensor, network=None) -> Tensor:
         """Calibrated, (N, C), as `scores`."""
         return self.scores(images, network).softmax(dim=1)
+
+    @torch.inference_mode()
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`probabilities` and `unfamiliar` of these images, computed together."""
+        maps = self.model.maps(self.normalized(images))
+        scores = self.model.classify(maps) / self.config["temperature"]
+        return scores.softmax(dim=1), familiarity(maps) < self.config["unfamiliar_below"]
+
+    def unfamiliar(self, images: Tensor) -> Tensor:
+        """Whether each of these images, as above, is unlike the training images, (N,) of bool."""
+        return self.judge(images)[1]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """What the model takes, from uint8 images."""
+        return normalize(images, self.config["mean"], self.config["std"])
 
 
 def normalize(images: Tensor, mean, std) -> Tensor:

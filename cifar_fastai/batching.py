@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cifar_fastai.errors import UserError
-from cifar_fastai.inference import Classifier
+from cifar_fastai.inference import Classifier, Verdict
 
 MAX_WAITING = 32  # images taken together; one alone never waits for others
 
@@ -37,7 +37,7 @@ class BatchingClassifier(Classifier):
         return self._thread.is_alive()
 
     def submit(self, images: Tensor) -> Future:
-        """A future of what `answers` gives for these images. Raises NotReady after `close`."""
+        """A future of what `verdicts` gives for these images. Raises NotReady after `close`."""
         if not self.ready:
             raise NotReady("There is no model to ask: the server is stopping.")
         job = (images, Future())
@@ -45,7 +45,10 @@ class BatchingClassifier(Classifier):
         return job[1]
 
     def answers(self, images: Tensor, tta: bool = False) -> list[dict[str, float]]:
-        return super().answers(images, tta) if tta else self.submit(images).result()
+        return super().answers(images, tta) if tta else [verdict.confidences for verdict in self.verdicts(images)]
+
+    def verdicts(self, images: Tensor) -> list[Verdict]:
+        return self.submit(images).result()
 
     def close(self) -> None:
         """Answer what waits, then nothing more."""
@@ -72,9 +75,9 @@ class BatchingClassifier(Classifier):
 
     def _answer(self, jobs):
         try:
-            answers = iter(super().answers(torch.cat([images for images, _ in jobs]))) if jobs else None
+            verdicts = iter(super().verdicts(torch.cat([images for images, _ in jobs]))) if jobs else None
             for images, future in jobs:
-                future.set_result([next(answers) for _ in images])
+                future.set_result([next(verdicts) for _ in images])
         except Exception as error:  # whatever it is, it belongs to the callers, not to this thread
             for _, future in jobs:
                 future.set_exception(error)

@@ -239,6 +239,7 @@ def _add_predict_arguments(parser):
     style.add_argument("--json", action="store_true", help="one JSON object a line: path, label, confidence (0 to 1), topk")
     style.add_argument("--csv", action="store_true", help="a table: path, label, confidence (0 to 1), label_2, and so on")
     add("--tta", action="store_true", help="average over six views of each image: slower, a little better")
+    add("--gradcam", type=Path, metavar="DIR", help="write DIR/<name>-gradcam.png: where in each image the evidence lies")
 
 
 def _add_export_argument(parser):
@@ -258,11 +259,15 @@ def _predict(options) -> int:
         raise UserError(f"--topk must be at least 1, not {topk}.")
     from cifar_fastai.artifacts import find_export
     from cifar_fastai.inference import Classifier
-    from cifar_fastai.prediction import classify, find_images, print_answers
+    from cifar_fastai.prediction import classify, classify_and_draw, find_images, print_answers
 
     classifier = Classifier(find_export(options.export), options.expect_digest)
     found = find_images(options.images)
-    n_errors = print_answers(classify(classifier, found, options.tta), len(found), style, min(topk, len(classifier.classes)))
+    if options.gradcam:
+        answers = classify_and_draw(classifier, found, options.gradcam, options.tta)
+    else:
+        answers = classify(classifier, found, options.tta)
+    n_errors = print_answers(answers, len(found), style, min(topk, len(classifier.classes)))
     return UserError.exit_code if n_errors else 0
 
 

@@ -1,6 +1,5 @@
 """Where in a picture the evidence for a class lies: Grad-CAM."""
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,9 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
 def overlay(images: np.ndarray, heat: Tensor) -> np.ndarray:
     """Heat maps (N, h, w) laid in colour over uint8 images (N, H, W, 3), which turn gray so that all colour is heat."""
+    from matplotlib import colormaps
+
     heat = F.interpolate(heat[:, None].float(), size=images.shape[1:3], mode="bilinear")[:, 0].numpy()
     gray = (images @ np.array([0.299, 0.587, 0.114]))[..., None]
-    colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    colours = colormaps["inferno"](heat)[..., :3] * 255
     return ((1 - STRENGTH) * gray + STRENGTH * colours).round().astype(np.uint8)

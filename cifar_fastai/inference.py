@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,26 @@ from cifar_fastai.images import decode_image, fit_image
 from cifar_fastai.models import tta_logits
 
 MAX_BATCH = 64  # images computed at once: more are no faster, and take memory
+UNSURE_BELOW = 0.5  # confidence; it is calibrated, so below this an answer is wrong more often than right
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the network says of one picture, and what there is to say against it."""
+
+    confidences: dict[str, float]  # class → confidence, most confident first, summing to 1
+    unfamiliar: bool  # unlike the training images
+
+    @property
+    def unsure(self) -> bool:
+        return next(iter(self.confidences.values())) < UNSURE_BELOW
+
+    @property
+    def warnings(self) -> list[str]:
+        """Remarks fit to show anybody, as `decode_image` has them about a picture."""
+        none = f"unlike the training images: this may be none of the {len(self.confidences)} classes"
+        wrong = "low confidence: the answer is more likely wrong than right"
+        return [none] * self.unfamiliar + [wrong] * self.unsure
 
 
 class Classifier:
@@ -49,5 +70,13 @@ class Classifier:
     def answers(self, images: Tensor, tta: bool = False) -> list[dict[str, float]]:
         """As `predict`, from a batch of what `tensor` returns."""
         network = (lambda x: tta_logits(self.export.model, x)) if tta else None
-        rows = self.export.probabilities(images, network).tolist()
-        return [dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])) for row in rows]
+        return [self._ranked(row) for row in self.export.probabilities(images, network).tolist()]
+
+    def verdicts(self, images: Tensor) -> list[Verdict]:
+        """As `answers`, with the doubts."""
+        probabilities, unfamiliar = self.export.judge(images)
+        rows = zip(probabilities.tolist(), unfamiliar.tolist(), strict=True)
+        return [Verdict(self._ranked(row), strange) for row, strange in rows]
+
+    def _ranked(self, row: list[float]) -> dict[str, float]:
+        return dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))

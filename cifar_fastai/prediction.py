@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import itertools
 import json
 import os
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
+from cifar_fastai.errors import UserError
 from cifar_fastai.images import EXTENSIONS, MAX_BYTES, BadImage, decode_image, fit_image
 from cifar_fastai.inference import Classifier
 
@@ -30,6 +31,8 @@ class Answer:
     path: str  # as it was given or found
     confidences: dict[str, float] | None = None  # class → confidence, most confident first
     error: str | None = None
+    seen: Image.Image | None = None  # the network's input
+    square: Image.Image | None = None  # the same in more pixels, where an overlay is drawn
 
 
 # --- finding -----------------------------------------------------------------------------------------------------
@@ -64,22 +67,25 @@ def _images_in(folder: Path) -> list[Answer]:
 # --- classifying -------------------------------------------------------------------------------------------------
 
 
-def classify(classifier: Classifier, found: Iterable[Answer], tta: bool = False) -> Iterator[Answer]:
+def classify(
+    classifier: Classifier, found: Iterable[Answer], tta: bool = False, side: int | None = None
+) -> Iterator[Answer]:
     """The answers in the order of `found`, each as soon as its batch is classified.
 
-    The next batch is read meanwhile, and no more than that, so memory does not grow with the number of files.
+    The next batch is read meanwhile, and no more than that, so memory does not grow with the number of files. side: of
+    `square` in pixels; it is left out by default.
     """
     found, executor = iter(found), ThreadPoolExecutor(THREADS)
 
     def start_reading():
         size = classifier.export.size
-        return [(answer, executor.submit(_read, answer, _source(answer), size)) for answer in islice(found, BATCH)]
+        return [executor.submit(_read, answer, _source(answer), size, side) for answer in itertools.islice(found, BATCH)]
 
     try:
         reading = start_reading()
         while reading:
             batch, reading = reading, start_reading()
-            yield from _classify_batch(classifier, [(answer, future.result()) for answer, future in batch], tta)
+            yield from _classify_batch(classifier, [future.result() for future in batch], tta)
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -89,20 +95,57 @@ def _source(answer: Answer) -> str | bytes:
     return sys.stdin.buffer.read(MAX_BYTES + 1) if answer.path == STANDARD_INPUT else answer.path
 
 
-def _read(answer: Answer, source: str | bytes, size: int) -> Image.Image | Answer:
-    """The network's input, or the answer with the reason why there is none."""
+def _read(answer: Answer, source: str | bytes, size: int, side: int | None) -> Answer:
+    """The answer with the network's input, or with the reason why there is none."""
     if answer.error:
         return answer
     try:
-        return fit_image(decode_image(source), size)
+        picture = decode_image(source)
     except BadImage as error:
         return replace(answer, error=f"standard input: {error}" if isinstance(source, bytes) else str(error))
+    return replace(answer, seen=fit_image(picture, size), square=fit_image(picture, side) if side else None)
 
 
-def _classify_batch(classifier: Classifier, batch: list[tuple[Answer, Image.Image | Answer]], tta: bool) -> Iterator[Answer]:
-    confidences = iter(classifier.predict_batch([read for _, read in batch if isinstance(read, Image.Image)], tta))
-    for answer, read in batch:
-        yield replace(answer, confidences=next(confidences)) if isinstance(read, Image.Image) else read
+def _classify_batch(classifier: Classifier, batch: list[Answer], tta: bool) -> Iterator[Answer]:
+    confidences = iter(classifier.predict_batch([answer.seen for answer in batch if answer.seen], tta))
+    for answer in batch:
+        yield replace(answer, confidences=next(confidences)) if answer.seen else answer
+
+
+# --- explaining --------------------------------------------------------------------------------------------------
+
+
+def classify_and_draw(classifier: Classifier, found: Iterable[Answer], folder: Path, tta: bool = False) -> Iterator[Answer]:
+    """As `classify`, and <name>-gradcam.png in `folder` for each picture: where in it the evidence for its class lies.
+
+    Names that would be equal are numbered. An overlay that cannot be written is an error of its answer, which stays. Raises
+    UserError if there is no such folder and it cannot be made.
+    """
+    from cifar_fastai.explainer import SIDE, Explainer
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--gradcam {folder}: this folder cannot be made ({error.strerror or error}).") from None
+    explainer, taken = Explainer(classifier), set()
+    for answer in classify(classifier, found, tta, SIDE):
+        if answer.confidences:
+            path = folder / f"{_free_name(answer.path, taken)}-gradcam.png"
+            overlay = explainer.overlay(classifier.tensor(answer.seen), answer.square, next(iter(answer.confidences)))
+            try:
+                overlay.save(path)
+            except OSError as error:
+                answer = replace(answer, error=f"{path}: the overlay cannot be written ({error.strerror or error}).")
+        yield answer
+
+
+def _free_name(path: str, taken: set[str]) -> str:
+    """The file's name without its ending, numbered if it is taken; names that differ in case alone count as equal."""
+    name = "standard-input" if path == STANDARD_INPUT else Path(path).stem
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    free = next(name for name in names if name.lower() not in taken)
+    taken.add(free.lower())
+    return free
 
 
 # --- printing ----------------------------------------------------------------------------------------------------
@@ -124,7 +167,7 @@ def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> i
             if answer.error:
                 n_errors += 1
                 print(f"error: {answer.error}", file=sys.stderr)
-            else:
+            if answer.confidences:
                 write(answer.path, list(answer.confidences.items())[:topk])
                 sys.stdout.flush()  # whoever reads this need not wait for more
             advance()

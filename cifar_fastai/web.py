@@ -1,10 +1,7 @@
-"""The Gradio page, given a classifier, and the server of page and API."""
+"""The server of page and API."""
 
-import base64
-import io
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -13,79 +10,12 @@ import tempfile
 import threading
 from pathlib import Path
 
-from cifar_fastai.api import TOP_K, create_api, fill_in, read_files
+from cifar_fastai.api import create_api
 from cifar_fastai.batching import BatchingClassifier
 from cifar_fastai.errors import UserError
-from cifar_fastai.images import MAX_BYTES, BadImage
+from cifar_fastai.images import MAX_BYTES
 from cifar_fastai.inference import Classifier
-
-AT_ONCE = 4  # requests of the page that are worked on at a time: threads that may hold a decoded picture
-
-
-def build_app(classifier: Classifier):
-    """A `gradio.Blocks` with an image in and the likeliest classes out; its endpoints: `/predict` and `/predict_batch`."""
-    import gradio as gr
-    import torch
-
-    def predict(image):
-        if image is None:
-            return None
-        try:
-            return classifier.predict(image)
-        except BadImage as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def predict_batch(files):
-        entries, images = read_files(classifier, files)
-        if images:
-            fill_in(entries, classifier.answers(torch.stack(images)))
-        return entries
-
-    test = classifier.export.config["test"]
-    with gr.Blocks(title="Image classifier") as app:
-        gr.Markdown(
-            f"# What is in the picture?\n"
-            f"One of: {_verbatim(', '.join(classifier.classes))}. The network was right on {test['test_accuracy']:.1%} "
-            f"of {_verbatim(classifier.export.config['name'])}'s test images."
-        )
-        with gr.Row():
-            image = gr.Image(
-                label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"], height=360,
-                placeholder="Drop a picture here, paste one, or use the camera",
-            )  # fmt: skip
-            answer = gr.Label(label="Answer", num_top_classes=TOP_K)
-        image.preprocess = _file_content  # the bytes as they came: decode_image is the one place that reads images
-        # An error leaves outputs as they were, so the answer to the last picture is wiped first.
-        wiped = image.input(lambda: None, None, answer, queue=False, show_progress="hidden", api_visibility="private")
-        wiped.then(predict, image, answer, api_name="predict", show_progress="hidden")
-
-        files, table = gr.File(label="Pictures", file_count="multiple", visible=False), gr.JSON(visible=False)
-        files.preprocess = _named_files
-        files.upload(predict_batch, files, table, api_name="predict_batch")
-    return app
-
-
-def _verbatim(text: str) -> str:
-    """Markdown that shows `text` as it is: names come with the export, and may not bring links or pictures."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
-
-
-def _file_content(payload) -> bytes | None:
-    """The bytes of an upload or of a data: URL, in place of Gradio's own decoding."""
-    if payload is None:
-        return None
-    if payload.url and payload.url.startswith("data:"):
-        return base64.b64decode(payload.url.partition(",")[2])
-    return Path(payload.path).read_bytes()
-
-
-def _named_files(payload) -> list[tuple[str, io.BytesIO]]:
-    """As `read_files` takes them."""
-    files = payload.root if payload else []
-    return [(file.orig_name or Path(file.path).name, io.BytesIO(_file_content(file))) for file in files]
-
-
-# --- the server --------------------------------------------------------------------------------------------------
+from cifar_fastai.page import appearance, build_app
 
 
 def serve(classifier: BatchingClassifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
@@ -120,7 +50,7 @@ def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_
     from starlette.middleware import Middleware
 
     page = build_app(classifier)
-    page.queue(max_size=max_queue, default_concurrency_limit=AT_ONCE, api_open=False)  # nobody passes the queue by
+    page.queue(max_size=max_queue, api_open=False)  # nobody passes the queue by
     page.delete_cache = (600, 3600)  # seconds: how often uploads are looked through, and how old they may become
     app = create_api(classifier, auth, max_queue)
     gr.mount_gradio_app(
@@ -135,6 +65,7 @@ def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_
         ssr_mode=False,
         footer_links=["api"],
         app_kwargs={"middleware": [Middleware(UploadsOnly, folder=uploads)]},
+        **appearance(),
     )
     page.has_launched = True  # mounted, Gradio would otherwise leave out its own check of the files that a call names
     return app

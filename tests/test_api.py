@@ -94,8 +94,29 @@ def test_one_picture(url, classifier, format):
     assert answer.status_code == 200
     (prediction,) = answer.json()["predictions"]
     assert set(prediction) == {"name", "label", "confidence", "topk", "warnings"}
-    assert (prediction["name"], prediction["warnings"]) == ("photo.x", [])
+    assert (prediction["name"], prediction["warnings"]) == ("photo.x", expected_warnings(classifier, file))
     assert_answers(prediction, classifier.predict(file))
+
+
+def expected_warnings(classifier, file: bytes) -> list[str]:
+    unfamiliar = classifier.export.unfamiliar(classifier.tensor(decode_image(file))[None]).item()
+    warnings = ["unlike the training images: this may be none of the 10 classes"] if unfamiliar else []
+    if max(classifier.predict(file).values()) < 0.5:
+        warnings.append("low confidence: the answer is more likely wrong than right")
+    return warnings
+
+
+def test_pictures_of_every_kind_of_doubt(url, classifier):
+    """Unsure and unfamiliar in all four combinations, by chance."""
+    chance, kinds = np.random.default_rng(0), {}
+    for _ in range(500):
+        pixels = chance.integers(0, 256, (*chance.integers(1, 9, 2), 3)) // chance.integers(1, 9)
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC).save(file, "PNG")
+        kinds.setdefault(tuple(expected_warnings(classifier, file.getvalue())), file.getvalue())
+    assert len(kinds) == 4
+    predictions = post(url, *((str(number), file) for number, file in enumerate(kinds.values()))).json()["predictions"]
+    assert [tuple(prediction["warnings"]) for prediction in predictions] == list(kinds)
 
 
 def test_many_pictures_with_a_bad_one_among_them(url, classifier):
@@ -125,9 +146,9 @@ def test_an_animation_says_which_frame_was_taken(url, classifier):
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others)
     (prediction,) = post(url, ("moving.gif", file.getvalue())).json()["predictions"]
-    assert prediction["warnings"] == ["first frame of an animation"]
     still = io.BytesIO()
     first.save(still, "GIF")
+    assert prediction["warnings"] == ["first frame of an animation", *expected_warnings(classifier, still.getvalue())]
     assert_answers(prediction, classifier.predict(still.getvalue()))
 
 
@@ -342,7 +363,7 @@ def test_an_error_in_one_batch_does_not_end_the_classifier(digits_run, classifie
         future.cancel()
     image = batching.tensor(decode_image(picture(1)))
     (answer,) = batching.submit(image[None]).result(timeout=30)
-    assert answer == pytest.approx(classifier.predict(picture(1)), abs=1e-6)
+    assert answer.confidences == pytest.approx(classifier.predict(picture(1)), abs=1e-6)
     batching.close()
 
 

@@ -66,7 +66,10 @@ def test_the_port_is_taken(address, digits_run, tmp_path):
     port = address.rsplit(":", 1)[1].strip("/")
     done = call("app.py", "--export", digits_run.export, "--port", port, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"error: 127.0.0.1:{port} cannot be listened on (Address already in use). Choose another --port.\n"
+    assert (
+        done.stderr
+        == f"error: 127.0.0.1:{port} cannot be listened on (Address already in use). Choose another --port or --host.\n"
+    )
 
 
 @pytest.mark.parametrize(

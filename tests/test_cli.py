@@ -316,6 +316,40 @@ def test_many_files_in_their_order_with_the_bad_ones_named(predict, digits_run, 
             assert answer["confidence"] == pytest.approx(alone[answer["label"]], abs=1e-6)
 
 
+def test_predict_draws_where_the_evidence_lies(predict, digits_run, tmp_path):
+    from cifar_fastai import Classifier, decode_image
+    from cifar_fastai.explainer import Explainer
+
+    noise, classifier = np.random.default_rng(0), Classifier(digits_run.export)
+    names = ["a.png", "sub/A.png", "a-2.png", "b.c.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "bad.png").write_text("no image")
+    plain = predict("--json", *names, "bad.png")
+    done = predict("--json", *names, "bad.png", "--gradcam", "new/folder")
+    assert (done.returncode, done.stdout, done.stderr) == (2, plain.stdout, plain.stderr), "the answers are the same"
+    drawn = ["a-gradcam.png", "A-2-gradcam.png", "a-2-2-gradcam.png", "b.c-gradcam.png"]
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(drawn)
+    for name, file in zip(names, drawn, strict=True):
+        picture = decode_image(tmp_path / name)
+        overlay = Explainer(classifier).overlay(classifier.tensor(picture), picture, next(iter(classifier.predict(picture))))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "folder" / file)), np.asarray(overlay))
+
+    (tmp_path / "new" / "folder" / "a-gradcam.png").unlink()
+    (tmp_path / "new" / "folder" / "a-gradcam.png").mkdir()
+    done = predict("a.png", "b.c.png", "--gradcam", "new/folder")
+    assert done.returncode == 2 and [line.split("\t")[0] for line in done.stdout.splitlines()] == ["a.png", "b.c.png"]
+    assert done.stderr == "error: new/folder/a-gradcam.png: the overlay cannot be written (Is a directory).\n"
+
+
+def test_predict_cannot_make_the_folder_of_the_overlays(digits_run, photo, tmp_path):
+    (tmp_path / "file").touch()
+    done = call("predict.py", "--export", digits_run.export, photo, "--gradcam", "file", cwd=tmp_path)
+    assert_clear_error(done, 2, "--gradcam file: this folder cannot be made (File exists)")
+    assert done.stdout == ""
+
+
 def test_answers_stream_and_no_more_is_read_than_will_soon_be_classified(digits_run):
     from cifar_fastai import Classifier
     from cifar_fastai.prediction import BATCH, Answer, classify

@@ -1,11 +1,18 @@
 """Grad-CAM against its definition, worked out here with hooks and autograd."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+from cifar_fastai import Classifier
+from cifar_fastai.artifacts import normalize
 from cifar_fastai.explain import grad_cam, overlay
+from cifar_fastai.explainer import SIDE, Explainer
+from cifar_fastai.images import fit_image
 from cifar_fastai.models import MODELS, create_model
 
 
@@ -51,3 +58,34 @@ def test_the_overlay_shows_the_heat_and_the_picture():
     assert laid.shape == (64, 64, 3)
     assert (laid[10, 50] - laid[10, 10] == 90).all(), "cold: 45 % of the picture's gray"
     assert laid[60, 10, 0] > 100 > laid[10, 10].max(), "hot: bright"
+
+
+# --- over the pictures of an export ------------------------------------------------------------------------------
+
+
+def test_overlays_of_an_export_for_many_callers_at_once(digits_run):
+    """Each gets the overlay of its own picture and class, while the classifier answers others with the same network."""
+    classifier = Classifier(digits_run.export)
+    explainer = Explainer(classifier)
+    chance = np.random.default_rng(1)
+    pictures = [Image.fromarray(chance.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(24)]
+    labels = [classifier.classes[number % 10] for number in range(len(pictures))]
+
+    def expected(picture, label):
+        image = classifier.tensor(picture)
+        x = normalize(image[None], classifier.export.config["mean"], classifier.export.config["std"])
+        heat = grad_cam(classifier.export.model, x, torch.tensor([classifier.classes.index(label)]))
+        return overlay(np.asarray(fit_image(picture, SIDE))[None], heat)[0]
+
+    alone = [expected(picture, label) for picture, label in zip(pictures, labels, strict=True)]
+
+    def draw(number):
+        classifier.predict(pictures[-number])
+        return np.asarray(explainer.overlay(classifier.tensor(pictures[number]), pictures[number], labels[number]))
+
+    with ThreadPoolExecutor(8) as threads:
+        drawn = list(threads.map(draw, range(len(pictures))))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, drawn, strict=True))
+    assert len({image.tobytes() for image in drawn}) == len(drawn)
+    with pytest.raises(ValueError, match="not in tuple"):
+        explainer.overlay(classifier.tensor(pictures[0]), pictures[0], "unicorn")

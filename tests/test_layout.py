@@ -11,7 +11,8 @@ PACKAGE = ROOT / "cifar_fastai"
 ORDER = (
     "errors compat recipes images download sources cache models imageops augment corruptions data learner checkpoints "
     "interrupts resuming training tracking figures contactsheet metrics explain evaluation manifest artifacts inference "
-    "batching prediction onnx_export report api web runfolder run robustness finished compare cli"
+    "batching explainer prediction onnx_export report api uploads fragments page web runfolder run robustness finished "
+    "compare cli"
 ).split()
 
 

@@ -1,7 +1,6 @@
 """Nothing let in: files with code in them, wherever a command reads one; and exports tampered with at random."""
 
 import ast
-import html
 import io
 import json
 import pickle
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Canary, call, write_pictures
-from markdown_it import MarkdownIt
 from PIL import Image
 
 from cifar_fastai import cli
@@ -21,7 +19,6 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError
 from cifar_fastai.manifest import write_manifest
 from cifar_fastai.sources import BATCH_FILES, cache_folder, read_data
-from cifar_fastai.web import _verbatim
 
 
 def test_an_export_tampered_with_is_refused_or_unchanged(digits_run, tmp_path):
@@ -184,13 +181,6 @@ def test_hostile_files_in_the_cache(place, capsys, name):
         assert load_data(pictures).fingerprint == fingerprint  # made anew
         assert "is damaged" in capsys.readouterr().err
     assert not (place / "canary").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["![x](http://a.b/c.png)", "<img src=x onerror=alert(1)>", "a*b*_c_ `d` ~~e~~ $f$", "naïve 猫 👩‍🔬"]
-)
-def test_names_are_shown_as_they_are(name):
-    assert MarkdownIt().render(f"One of: {_verbatim(name)}.") == f"<p>One of: {html.escape(name)}.</p>\n"
 
 
 def test_a_class_that_rules_a_terminal(tmp_path):

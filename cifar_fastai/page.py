@@ -1,0 +1,267 @@
+"""The Gradio page, given a classifier."""
+
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from cifar_fastai import fragments
+from cifar_fastai.api import CHUNK, TOP_K, fill_in, read_files
+from cifar_fastai.errors import UserError
+from cifar_fastai.explainer import Explainer
+from cifar_fastai.images import BadImage, decode_image
+from cifar_fastai.inference import Classifier
+from cifar_fastai.manifest import MANIFEST
+from cifar_fastai.uploads import Upload, find_uploads
+
+EXAMPLES = Path(__file__).parent / "examples"
+STYLE = Path(__file__).with_name("page.css")
+EXAMPLE_NAMES = ("cat", "ship", "airplane", "frog", "automobile", "coffee", "moon", "rocket")
+HINT = "<p class=quiet>Choose a picture, or try one of the examples.</p>"
+WIPE = "() => [{}, '', '']"  # in the browser, and so at once
+PASTE = """
+() => document.addEventListener("paste", async (event) => {
+  const file = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+  if (!file || !document.querySelector("#picture")?.checkVisibility()) return;
+  document.querySelector("#picture button[aria-label='Remove Image']")?.click();
+  for (let tries = 0; tries < 50; tries++) {
+    const input = document.querySelector("#picture input[type=file]");
+    if (input) {
+      const transfer = new DataTransfer();
+      transfer.items.add(file);
+      input.files = transfer.files;
+      return input.dispatchEvent(new Event("change", { bubbles: true }));
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+})
+"""  # Ctrl-V anywhere; by itself Gradio takes a press of its button, and works only where there is https
+# Threads that may hold a decoded picture at a time, whoever asks for what; batches are apart, so that they block nobody.
+ONE = {"concurrency_id": "one", "concurrency_limit": 4}
+MANY = {"concurrency_id": "many", "concurrency_limit": 2}
+MOST_LOADED = 3  # exports kept in memory besides the one served
+
+
+class Shelf:
+    """The exports that lie beside the one served, each read and checked when somebody chooses it."""
+
+    def __init__(self, served: Classifier):
+        self.folder = served.export.folder.absolute()
+        beside = {path.parent.name for path in self.folder.parent.glob(f"[!.]*/{MANIFEST}")}
+        self.names = sorted({self.folder.name, *beside})
+        self._served = served, Explainer(served)
+        self._others: dict[str, tuple[Classifier, Explainer]] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> tuple[Classifier, Explainer]:
+        """The export of that name, one of `names`, and what draws its Grad-CAM. Raises ExportError."""
+        if name == self.folder.name:
+            return self._served
+        with self._lock:
+            if name not in self._others:
+                classifier = Classifier(self.folder.with_name(name))
+                while len(self._others) >= MOST_LOADED:
+                    del self._others[next(iter(self._others))]
+                self._others[name] = classifier, Explainer(classifier)
+            return self._others[name]
+
+
+def build_app(classifier: Classifier):
+    """A `gradio.Blocks` in three tabs, and two endpoints for programs: `/predict` and `/predict_batch`."""
+    import gradio as gr
+
+    shelf = Shelf(classifier)
+    config = classifier.export.config
+    with gr.Blocks(title="Image classifier", analytics_enabled=False) as app:
+        with gr.Row():
+            header = _html(gr, fragments.header(config), elem_id="header")
+            chosen = gr.Dropdown(
+                shelf.names, value=shelf.folder.name, label="Export", visible=len(shelf.names) > 1, scale=0, min_width=200,
+                filterable=False,
+            )  # fmt: skip
+        with gr.Tab("One picture"):
+            one = _one_picture(gr, shelf, chosen)
+        with gr.Tab("Many pictures"):
+            many = _many_pictures(gr, shelf, chosen)
+        with gr.Tab("How good is it"):
+            quality = _html(gr, fragments.quality(config))
+        chosen.select(
+            lambda name: _choose(shelf, name), chosen, [chosen, header, quality, *one, *many],
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        _endpoints(gr, classifier)
+    return app
+
+
+def appearance() -> dict:
+    """What `gr.mount_gradio_app` has to be told besides, for the page to look and work as meant."""
+    import gradio as gr
+
+    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # others would be fetched
+    theme = gr.themes.Soft(primary_hue="sky", secondary_hue="sky", neutral_hue="gray", **fonts)
+    return {"theme": theme, "css_paths": STYLE, "js": PASTE, "allowed_paths": [str(EXAMPLES)]}
+
+
+def _choose(shelf: Shelf, name: str) -> list:
+    """What the page shows after another export was chosen: nothing that came from the one before. One that cannot be used
+    leads back to the one served, and the page says why."""
+    problem = ""
+    try:
+        config = shelf[name][0].export.config
+    except UserError as error:
+        reason = str(error).replace(str(shelf.folder.with_name(name)), name)  # paths are nobody's business
+        problem = fragments.failure(reason)
+        name = shelf.folder.name
+        config = shelf[name][0].export.config
+    return [name, fragments.header(config) + problem, fragments.quality(config), None, None, HINT, "", None, ""]
+
+
+def _html(gr, value="", **options):
+    """A piece of HTML, with the page's own style."""
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+# --- one picture -------------------------------------------------------------------------------------------------
+
+
+def _one_picture(gr, shelf: Shelf, chosen) -> list:
+    def look(file, name) -> Iterator[tuple]:
+        """The answer, its sentence and the two views; at first without the slower one."""
+        if file is None:
+            yield None, "", ""
+            return
+        classifier, explainer = shelf[name]
+        try:
+            picture = decode_image(file)
+        except BadImage as error:
+            yield None, fragments.failure(str(error)), ""
+            return
+        image = classifier.tensor(picture)
+        (verdict,) = classifier.verdicts(image[None])
+        words = fragments.sentence(verdict, picture.info["warnings"], classifier.export.config["test"]["false_alarm_rate"])
+        likeliest = next(iter(verdict.confidences))
+        yield verdict.confidences, words, fragments.views(_seen(image), likeliest, None)
+        yield gr.skip(), gr.skip(), fragments.views(_seen(image), likeliest, explainer.overlay(image, picture, likeliest))
+
+    def look_for(file, name, event: gr.SelectData):
+        """The views for the class that was clicked."""
+        classifier, explainer = shelf[name]
+        if file is None or event.value not in classifier.classes:
+            return gr.skip()
+        picture = decode_image(file)
+        image = classifier.tensor(picture)
+        return fragments.views(_seen(image), event.value, explainer.overlay(image, picture, event.value))
+
+    with gr.Row(equal_height=False):
+        with gr.Column():
+            image = gr.Image(
+                label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"], height=340, buttons=[],
+                placeholder="Drop a picture here, paste one, or use the camera", alt_text="The picture to be classified",
+                elem_id="picture",
+            )  # fmt: skip
+            with gr.Row(elem_id="examples"):
+                examples = [gr.Button(name, icon=EXAMPLES / f"{name}.jpg", size="sm") for name in EXAMPLE_NAMES]
+        with gr.Column():
+            sentence = _html(gr, HINT, elem_id="sentence", html_template='<div role="status">${value}</div>')
+            answer = gr.Label(label="Answer", num_top_classes=TOP_K, elem_id="answer")
+            seen = _html(gr)
+    image.preprocess = _file_content  # the bytes as they came: decode_image is the one place that reads images
+    results, private = [answer, sentence, seen], {"api_visibility": "private", "show_progress": "hidden", **ONE}
+    # An answer to the last picture must not stand under the next one, however long that takes.
+    wipe = {"fn": None, "outputs": results, "js": WIPE, **private}
+    for event in (image.input, image.clear, *(button.click for button in examples)):
+        event(**wipe)
+    image.input(look, [image, chosen], results, trigger_mode="always_last", **private)
+    for name, button in zip(EXAMPLE_NAMES, examples, strict=True):
+        path = str(EXAMPLES / f"{name}.jpg")
+        button.click(lambda path=path: path, None, image, **private).then(look, [image, chosen], results, **private)
+    answer.select(look_for, [image, chosen], seen, trigger_mode="always_last", **private)
+    return [image, *results]
+
+
+def _seen(image: torch.Tensor):
+    from PIL import Image
+
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+# --- many pictures -----------------------------------------------------------------------------------------------
+
+
+def _many_pictures(gr, shelf: Shelf, chosen) -> list:
+    def look_at_all(files, name, progress=gr.Progress()):  # noqa: B008  Gradio finds it as a default value
+        if not files:
+            return ""
+        try:
+            return fragments.table(*_read_all(shelf[name][0], find_uploads(files), progress))
+        except UserError as error:
+            return fragments.failure(str(error))
+
+    gr.Markdown("Several files, or a zip archive of them: JPEG, PNG, WebP, GIF or BMP, up to 10 MB a file.")
+    files = gr.File(label="Pictures", file_count="multiple", height=200)
+    table = _html(gr, min_height=80)
+    files.preprocess = _named_paths
+    private = {"api_visibility": "private", **MANY}
+    files.clear(None, None, table, js="() => ''", **private)
+    for event in (files.upload, files.delete):
+        event(look_at_all, [files, chosen], table, trigger_mode="always_last", **private)
+    return [files, table]
+
+
+def _read_all(classifier: Classifier, uploads: list[Upload], progress) -> tuple[list[dict], list[str]]:
+    """The API's entries, and a thumbnail for each of those without an error. progress: a `gradio.Progress`."""
+    entries, thumbnails = [], []
+
+    def show(picture):
+        thumbnails.append(fragments.thumbnail(picture))
+
+    for start in range(0, len(uploads), CHUNK):
+        progress((start, len(uploads)), unit="files")
+        chunk, images = read_files(classifier, uploads[start : start + CHUNK], show)
+        if images:
+            fill_in(chunk, classifier.verdicts(torch.stack(images)))
+        entries += chunk
+    return entries, thumbnails
+
+
+# --- for programs ------------------------------------------------------------------------------------------------
+
+
+def _endpoints(gr, classifier: Classifier) -> None:
+    """`/predict` (a picture in, Gradio's label object out) and `/predict_batch` (pictures in, entries as of the API)."""
+
+    def predict(image):
+        if image is None:
+            return None
+        try:
+            return classifier.predict(image)
+        except BadImage as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def predict_batch(files):
+        entries, images = read_files(classifier, [(name, path.read_bytes) for name, path in files])
+        if images:
+            fill_in(entries, classifier.verdicts(torch.stack(images)))
+        return entries
+
+    image, label = gr.Image(type="filepath", visible=False), gr.Label(num_top_classes=TOP_K, visible=False)
+    files, table = gr.File(label="Pictures", file_count="multiple", visible=False), gr.JSON(visible=False)
+    image.preprocess, files.preprocess = _file_content, _named_paths
+    image.upload(predict, image, label, api_name="predict", **ONE)
+    files.upload(predict_batch, files, table, api_name="predict_batch", **MANY)
+
+
+def _file_content(payload) -> bytes | None:
+    """The bytes of an upload or of a data: URL, in place of Gradio's own decoding."""
+    if payload is None:
+        return None
+    if payload.url and payload.url.startswith("data:"):
+        return base64.b64decode(payload.url.partition(",")[2])
+    return Path(payload.path).read_bytes()
+
+
+def _named_paths(payload) -> list[tuple[str, Path]]:
+    """The files of an upload, as `find_uploads` takes them."""
+    return [(file.orig_name or Path(file.path).name, Path(file.path)) for file in (payload.root if payload else [])]
