@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning
+from cifar_fastai.errors import ExportError, ExportWarning, UserError
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -37,8 +37,8 @@ from cifar_fastai.models import MODELS, create_model, familiarity
 MAX_CLASSES, MAX_NAME = 10_000, 255
 NUMBER = (int, float)
 CONFIG_FIELDS = {  # of config.json, all of them
-    "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "mean": list, "std": list,
-    "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
+    "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,
+    "std": list, "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
 }  # fmt: skip
 TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are shown
     "recipe": str, "data": str, "hardware": str, "n_params": int, "epochs_run": int, "seed": int, "train_seconds": NUMBER,
@@ -50,6 +50,10 @@ TEST_FIELDS = {
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
 PROBE_PARTS = ("images", "probabilities", "scores")
+HOW_TO_GET_ONE = (
+    "Train one with `python train.py` (installed: `cifar-fastai train`), or name one with --export; the project's "
+    "repository has exports/cifar10."
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Export:
     @torch.inference_mode()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`probabilities` and `unfamiliar` of these images, computed together."""
-        maps = self.model.maps(self.normalized(images))
-        scores = self.model.classify(maps) / self.config["temperature"]
+        maps = self.model.maps(self.normalized(images))  # type: ignore[operator]  # torch's own types take any attribute for a Tensor
+        scores = self.model.classify(maps) / self.config["temperature"]  # type: ignore[operator]
         return scores.softmax(dim=1), familiarity(maps) < self.config["unfamiliar_below"]
 
     def unfamiliar(self, images: Tensor) -> Tensor:
@@ -113,10 +117,10 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
     """
     from safetensors.torch import save
 
-    normalize_tfm = learn.dls.valid.after_batch.normalize
+    normalize_tfm, size = learn.dls.valid.after_batch.normalize, learn.dls.data.size
     config = {
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
-        "size": learn.dls.data.size, "mean": normalize_tfm.mean.flatten().tolist(),
+        "size": size, "input_size": getattr(learn.model, "side", size), "mean": normalize_tfm.mean.flatten().tolist(),
         "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "unfamiliar_below": unfamiliar_below,
         "training": training, "test": test, "versions": versions,
     }  # fmt: skip
@@ -125,13 +129,12 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
     probe = probe_images(config["size"])
     probe_file = io.BytesIO()
     scores = export.scores(probe)
-    parts = (probe.numpy(), scores.softmax(dim=1).numpy(), scores.numpy())
-    np.savez(probe_file, **dict(zip(PROBE_PARTS, parts, strict=True)))
+    np.savez(probe_file, images=probe.numpy(), probabilities=scores.softmax(dim=1).numpy(), scores=scores.numpy())
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        scratch = Path(scratch)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        scratch = Path(made)
         (scratch / WEIGHTS).write_bytes(save(weights))
         (scratch / CONFIG).write_bytes(to_json(config))
         (scratch / PROBE).write_bytes(probe_file.getvalue())
@@ -163,13 +166,16 @@ def model_card(config: dict) -> str:
     """README.md of an export."""
     training, test, size = config["training"], config["test"], config["size"]
     low, high = test["test_accuracy_interval"]
+    side = config["input_size"]
+    enlarged = f", brought to {side} x {side} on the way" if side != size else ""
     return f"""# {config["name"]}
 
 An image classifier for {len(config["classes"])} classes: {", ".join(config["classes"])}.
 
 | | |
 |---|---|
-| network | `{config["model"]}`, {training["n_params"]:,} parameters, {size} x {size} pixels |
+| network | `{config["model"]}`, {training["n_params"]:,} parameters, {size} x {size} pixels{enlarged} |
+| weights | {training.get("weights", "from scratch")} |
 | training data | {training["data"]} |
 | recipe | `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]} |
 | trained on | {training["hardware"]}, in {training["train_seconds"] / 60:.0f} minutes |
@@ -202,7 +208,7 @@ def load_export(folder: str | os.PathLike, expect_digest: str | None = None) -> 
     """
     folder = Path(folder)
     if not os.path.isfile(folder / MANIFEST):  # noqa: PTH113  Path.is_file raises over a name that is too long
-        raise ExportError(f"There is no export at {folder} (no {MANIFEST}). Train one with `python train.py`.")
+        raise ExportError(f"There is no export at {folder} (no {MANIFEST}). {HOW_TO_GET_ONE}")
     try:
         sealed = open_sealed(folder, expect_digest)
         files = sealed.read_required()
@@ -217,6 +223,7 @@ def load_export(folder: str | os.PathLike, expect_digest: str | None = None) -> 
 def _parse_config(data: bytes) -> dict:
     config = parse_json(CONFIG, data)
     check_schema(CONFIG, config)
+    config.setdefault("input_size", config.get("size"))  # older exports are of networks that take images as they are
     if unknown := sorted(config.keys() - CONFIG_FIELDS.keys()):
         raise ExportError(f"{CONFIG} holds the unknown field {unknown[0]!r}.")
     wrong = _misstated(config, CONFIG_FIELDS) or [
@@ -230,7 +237,7 @@ def _parse_config(data: bytes) -> dict:
         all(map(_is_name, [config["name"], *classes, *versions.values()]))
         and 2 <= len(classes) <= MAX_CLASSES
         and len(set(classes)) == len(classes)
-        and 16 <= config["size"] <= 1024
+        and 16 <= config["size"] <= config["input_size"] <= 1024
         and [len(config["mean"]), len(config["std"]), len(interval)] == [3, 3, 2]
         and all(type(number) in NUMBER for number in [*config["mean"], *config["std"], *interval])
         and min(config["std"]) > 0
@@ -256,9 +263,7 @@ def _build_model(config: dict, data: bytes) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if config["model"] not in MODELS:
-        raise ExportError(f"it names a model {config['model']!r} that is not known here.")
-    model = create_model(config["model"], len(config["classes"]), config["size"])
+    model = _create_model(config["model"], len(config["classes"]), config["size"], config["input_size"])
     kinds = {name: value.dtype for name, value in model.state_dict().items()}
     try:
         weights = load(data)
@@ -271,6 +276,19 @@ def _build_model(config: dict, data: bytes) -> nn.Module:
         if not value.isfinite().all():
             raise ExportError(f"the weights {name} are not finite.")
     return model.eval()
+
+
+def _create_model(name: str, n_classes: int, size: int, input_size: int) -> nn.Module:
+    if name in MODELS:
+        return create_model(name, n_classes, size)
+    from cifar_fastai.pretrained import create_architecture, is_architecture, timm_hint  # imports torchvision
+
+    if not is_architecture(name):
+        raise ExportError(f"it names a model {name!r} that is not known here{timm_hint()}.")
+    try:
+        return create_architecture(name, n_classes, input_size)
+    except UserError as error:
+        raise ExportError(str(error)) from None
 
 
 def _check_probe(export: Export, data: bytes) -> None:
@@ -360,7 +378,7 @@ def find_export(path: str | os.PathLike | None) -> Path:
     for shelf in shelves:
         if exports := sorted(shelf.glob(f"[!.]*/{MANIFEST}"), key=_created):
             return exports[-1].parent
-    raise ExportError("There is no export in exports/ yet. Train one with `python train.py`, or name one with --export.")
+    raise ExportError(f"There is no export in exports/ yet. {HOW_TO_GET_ONE}")
 
 
 def _created(manifest: Path) -> str:

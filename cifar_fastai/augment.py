@@ -36,9 +36,11 @@ class Augment(Transform):
     """Draws a fresh variation of every image of a training batch (N, 3, H, W) of values 0 to 255.
 
     mean: the colour of cutout's squares, each channel 0 to 1. Where a batch has an attribute `rows`, the numbers of its
-    images, they and `epoch` decide the alternating flip.
+    images, they and `epoch` decide the alternating flip. share: (i, n) where several processes divide the batch and this one
+    has part i of n, every n-th image of it; each image is varied as it would be if one process had them all.
     """
 
+    share = (0, 1)
     split_idx = 0  # training only
     order = 5  # before IntToFloatTensor (10) and Normalize (99)
 
@@ -65,12 +67,15 @@ class Augment(Transform):
         if self.streams is None or self.streams.device != images.device:
             self.streams = Streams(self.seed, images.device, self.states)
             self.fill = torch.tensor(self.mean, device=images.device) * 255
+        self.streams.share = self.share
         rows = getattr(x, "rows", None)
         return TensorImage(augment(images, self.recipe, self.streams, rows=rows, epoch=self.epoch, fill=self.fill))
 
 
 class Streams:
     """A random stream for each part of the augmentation, all from one seed; `states` says how far some have got."""
+
+    share = (0, 1)  # as Augment's
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", states: dict[str, Tensor] | None = None):
         self.seed, self.device, self.start = seed, torch.device(device), states or {}
@@ -86,18 +91,18 @@ class Streams:
             self.generators[part] = torch.Generator(device or self.device).manual_seed(seed)
             if part in self.start:
                 self.generators[part].set_state(self.start[part])
-        return Draw(n, self.generators[part])
+        return Draw(n, self.generators[part], *self.share)
 
 
 class Draw:
-    """Random numbers for n images, shape (n,)."""
+    """Random numbers for n images, shape (n,): of those for `size` times as many images, every size-th, from `rank` on."""
 
-    def __init__(self, n: int, generator: torch.Generator):
-        self.n, self.generator = n, generator
+    def __init__(self, n: int, generator: torch.Generator, rank: int = 0, size: int = 1):
+        self.n, self.own, self.generator = n * size, slice(rank, None, size), generator
 
     def share(self, *shape) -> Tensor:
         """Uniform between 0 and 1."""
-        return torch.rand(self.n, *shape, generator=self.generator, device=self.generator.device)
+        return torch.rand(self.n, *shape, generator=self.generator, device=self.generator.device)[self.own]
 
     def spread(self, amount: float) -> Tensor:
         """Uniform between -amount and amount."""
@@ -109,7 +114,7 @@ class Draw:
     def whole(self, least: int, most: int) -> Tensor:
         """Whole numbers from least to most."""
         shape, device = (self.n,), self.generator.device
-        return torch.randint(least, most + 1, shape, generator=self.generator, device=device)
+        return torch.randint(least, most + 1, shape, generator=self.generator, device=device)[self.own]
 
 
 def augment(images: Tensor, recipe: Recipe, streams: Streams, *, rows=None, epoch=0, fill=None) -> Tensor:

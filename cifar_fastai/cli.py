@@ -6,10 +6,21 @@ import re
 import shlex
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from cifar_fastai.errors import DataError, ExportWarning, Interrupted, TrackingWarning, UserError
-from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, RECIPES, auto_recipe, get_recipe, nearest
+from cifar_fastai.recipes import (
+    MAX_SIZE,
+    MAX_VALID_PCT,
+    MIN_SIZE,
+    MIN_VALID_PCT,
+    NAME,
+    RECIPES,
+    auto_recipe,
+    get_recipe,
+    nearest,
+)
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
@@ -20,6 +31,7 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
+    options.program = f"python {Path(sys.argv[0]).name}" if command else f"{_program()} {argv[0]}"
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
     for category in (ExportWarning, TrackingWarning):
         warnings.filterwarnings("always", category=category)
@@ -58,6 +70,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"error: a fault of the program, not yours ({reason}). --debug shows where, which is what a report needs.", 1
 
 
+def _program() -> str:
+    """The package as it was called: by its installed command or through Python."""
+    return "cifar-fastai" if Path(sys.argv[0]).stem == "cifar-fastai" else "python -m cifar_fastai"
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default once: none where there is none, nor where the text tells it already."""
 
@@ -85,7 +102,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         parser = _Parser(description=COMMANDS[command][2])
         _add_command(parser, command)
         return parser
-    parser = _Parser(prog="python -m cifar_fastai", description="Train, use and serve image classifiers with fastai.")
+    parser = _Parser(prog=_program(), description="Train, use and serve image classifiers with fastai.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (_, _, about) in COMMANDS.items():
         _add_command(commands.add_parser(name, help=about, description=about), name)
@@ -103,13 +120,43 @@ def _add_command(parser, name: str):
 
 
 def _add_train_arguments(parser):
+    _add_training_arguments(parser)
+    add = parser.add_argument
+    add("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds S to S+N-1, and report their spread")
+    add("--tensorboard", action="store_true", help="also log to TensorBoard: `tensorboard --logdir runs` shows all runs")
+    add(
+        "--wandb",
+        action="store_true",
+        help="also log to Weights & Biases; WANDB_MODE=offline does so without login or network",
+    )
+    add("--deterministic", action="store_true", help="the same bits each time on a GPU too, where that can be slower")
+    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, given its folder, bit for bit")
+
+
+def _add_training_arguments(parser):
+    """What every command that trains takes."""
     add = parser.add_argument
     recipe = argparse.SUPPRESS  # the default is the recipe's own value, which the help text says
-    add("--epochs", type=int, default=30, metavar="N", help="length of the one-cycle schedule, in epochs")
+    text = "length of the one-cycle schedule, in epochs (default: the recipe's; of those with a name 30)"
+    add("--epochs", type=int, default=recipe, metavar="N", help=text)
     _add_data_argument(parser)
-    add("--recipe", default="auto", metavar="NAME", help="a named set of everything below; 'help' lists them")
+    text = "a named set of everything below, 'help' lists them; or a recipe file, its name ending in .toml"
+    add("--recipe", default="auto", metavar="NAME", help=text)
     _add_size_argument(parser)
-    add("--model", default=recipe, metavar="NAME", help="small, base or large (default: the recipe's)")
+    add(
+        "--model",
+        default=recipe,
+        metavar="NAME",
+        help="small, base, large, or resnet18 and the like (default: the recipe's)",
+    )
+    start = parser.add_mutually_exclusive_group()
+    text = "start torchvision's and timm's models from published weights (the default for those)"
+    start.add_argument("--pretrained", action="store_true", default=recipe, help=text)
+    text = "start them from random weights"
+    start.add_argument("--from-scratch", action="store_false", dest="pretrained", default=recipe, help=text)
+    add("--weights", default=recipe, metavar="FILE", help="start them from the weights in this .pth or .safetensors file")
+    text = "side in pixels to which smaller images are enlarged for them (default: the recipe's)"
+    add("--input-size", type=int, default=recipe, metavar="N", help=text)
     add(
         "--valid-pct",
         type=float,
@@ -136,16 +183,7 @@ def _add_train_arguments(parser):
     )
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
     add("--name", metavar="NAME", help="of the run and of its export in exports/ (default: recipe and data)")
-    add("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds S to S+N-1, and report their spread")
-    add("--tensorboard", action="store_true", help="also log to TensorBoard: `tensorboard --logdir runs` shows all runs")
-    add(
-        "--wandb",
-        action="store_true",
-        help="also log to Weights & Biases; WANDB_MODE=offline does so without login or network",
-    )
     add("--device", choices=("cuda", "mps", "cpu"), default=recipe, help="what to train on (default: the best present)")
-    add("--deterministic", action="store_true", help="the same bits each time on a GPU too, where that can be slower")
-    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, given its folder, bit for bit")
 
 
 def _add_data_argument(parser):
@@ -159,8 +197,11 @@ def _add_data_argument(parser):
 
 
 def _add_size_argument(parser):
-    text = f"side of the images in pixels, {MIN_SIZE} to {MAX_SIZE}; photos are made square"
-    parser.add_argument("--size", type=int, default=32, metavar="N", help=text)
+    text = (
+        f"side of the images in pixels, {MIN_SIZE} to {MAX_SIZE}; photos are made square "
+        "(default: the recipe's; of those with a name 32)"
+    )
+    parser.add_argument("--size", type=int, default=argparse.SUPPRESS, metavar="N", help=text)
 
 
 def _train(options) -> int:
@@ -172,40 +213,59 @@ def _train(options) -> int:
         asked = _given(options)
         resume(asked.pop("resume"), asked.pop("data", None), **asked)
         return 0
-    fields = ("epochs", "size", "model", "valid_pct", "bs", "lr", "wd", "patience")
-    overrides = {field: getattr(options, field) for field in fields if hasattr(options, field)}
+    if options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
+    recipe, run_options = _training(options)
+    from cifar_fastai.run import run, run_seeds
+
+    trackers = tuple(tracker for tracker in TRACKERS if getattr(options, tracker))
+    run_options = replace(run_options, trackers=trackers, deterministic=options.deterministic)
+    if options.seeds == 1:
+        run(recipe, run_options)
+    else:
+        run_seeds(recipe, run_options, options.seeds)
+    return 0
+
+
+def _training(options):
+    """Recipe and RunOptions of a command that trains."""
+    overrides = _overrides(options)
     name = options.recipe
     get_recipe("classic-adam" if name == "auto" else name, **overrides)  # a wrong value fails before the slow imports
     _check_name(options.name)
 
-    if options.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
-    if not 0 <= options.seed <= MAX_SEED - options.seeds:
-        raise UserError(f"--seed must lie between 0 and {MAX_SEED - options.seeds}, not {options.seed}.")
+    n_seeds = getattr(options, "seeds", 1)
+    if not 0 <= options.seed <= MAX_SEED - n_seeds:
+        raise UserError(f"--seed must lie between 0 and {MAX_SEED - n_seeds}, not {options.seed}.")
 
-    from cifar_fastai.run import RunOptions, pick_device, run, run_seeds
+    from cifar_fastai.models import MODELS
+    from cifar_fastai.run import RunOptions, pick_device
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
-        name, reason = auto_recipe(device)
+        name, reason = auto_recipe(device, pretrained=overrides.get("model", "small") not in MODELS)
         print(f"auto     recipe {name} on {device}: {reason}", flush=True)
     run_options = RunOptions(
         source=options.data,
         seed=options.seed,
         subset=options.subset,
         device=device,
-        deterministic=options.deterministic,
         out=options.out,
         name=options.name,
-        trackers=tuple(tracker for tracker in TRACKERS if getattr(options, tracker)),
-        command=shlex.join(["python", "train.py", *options.argv]),
+        command=f"{options.program} {shlex.join(options.argv)}",
     )
     recipe = get_recipe(name, **overrides)
-    if options.seeds == 1:
-        run(recipe, run_options)
-    else:
-        run_seeds(recipe, run_options, options.seeds)
-    return 0
+    if overrides.get("pretrained") and recipe.model in MODELS:
+        raise UserError(f"--pretrained is for models such as resnet18; {recipe.model!r} is always trained from scratch.")
+    return recipe, run_options
+
+
+def _overrides(options) -> dict:
+    """The fields of the recipe that were given as options."""
+    fields = (
+        "epochs", "size", "model", "pretrained", "weights", "input_size", "valid_pct", "bs", "lr", "wd", "patience",
+    )  # fmt: skip
+    return {field: getattr(options, field) for field in fields if hasattr(options, field)}
 
 
 def _given(options) -> dict:
@@ -222,8 +282,59 @@ def _list_recipes() -> int:
 
 
 def _check_name(name: str | None) -> None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if name is not None and not re.fullmatch(NAME, name):
         raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', up to 100 of them.")
+
+
+# --- find-lr -----------------------------------------------------------------------------------------------------
+
+
+def _find_lr(options) -> int:
+    if options.recipe == "help":
+        return _list_recipes()
+    recipe, run_options = _training(options)
+    from cifar_fastai.lrfinder import CHOICE, find_lr
+
+    _, search = find_lr(recipe, run_options)
+    words = [*_without("--lr", options.argv), "--lr", f"{search.suggestions[CHOICE]:.2g}"]
+    print(f"try      {_program()} train {shlex.join(words)}")
+    return 0
+
+
+def _without(option: str, words: list[str]):
+    """A command line without an option that takes a value."""
+    rest = iter(words)
+    for word in rest:
+        if word == option:
+            next(rest)
+        elif not word.startswith(f"{option}="):
+            yield word
+
+
+# --- tune --------------------------------------------------------------------------------------------------------
+
+
+def _add_tune_arguments(parser):
+    add = parser.add_argument
+    add("--trials", type=int, default=20, metavar="N", help="trainings in all, those of earlier calls counted")
+    text = (
+        "where the trials are kept, for several processes or machines to share: a file, or a database's address as "
+        "SQLAlchemy takes it (default: a file in the folder of the results)"
+    )
+    add("--study", metavar="FILE|URL", help=text)
+    _add_training_arguments(parser)
+
+
+def _tune(options) -> int:
+    if options.recipe == "help":
+        return _list_recipes()
+    if options.trials < 1:
+        raise UserError(f"--trials must be at least 1, not {options.trials}.")
+    recipe, run_options = _training(options)
+    from cifar_fastai.tuning import tune
+
+    tune(recipe, run_options, options.trials, options.study, fixed=_overrides(options))
+    return 0
 
 
 # --- predict -----------------------------------------------------------------------------------------------------
@@ -412,14 +523,14 @@ def _compare(options) -> int:
 def _add_data_arguments(parser):
     add = parser.add_argument
     add("--verify", action="store_true", help="read everything that is kept and check its digests")
-    add("--show", metavar="RECIPE", help="write a picture of what this recipe's augmentation makes of some images")
+    add("--show", metavar="RECIPE", help="draw what this recipe's augmentation (a name or a .toml file) makes of images")
     add("--show-corruptions", action="store_true", help="write a picture of what evaluate --corruptions makes of an image")
     _add_data_argument(parser)
     _add_size_argument(parser)
 
 
 def _data(options) -> int:
-    recipe = get_recipe("fast" if options.show is None else options.show, size=options.size)
+    recipe = get_recipe("fast" if options.show is None else options.show, **_overrides(options))
     if options.show is not None:
         from cifar_fastai.contactsheet import write_contact_sheet
 
@@ -428,7 +539,7 @@ def _data(options) -> int:
     if options.show_corruptions:
         from cifar_fastai.contactsheet import write_corruptions
 
-        print(write_corruptions(options.data, options.size, Path("corruptions.png")))
+        print(write_corruptions(options.data, recipe.size, Path("corruptions.png")))
         return 0
     from cifar_fastai.cache import cache_entries, cache_folder
 
@@ -443,6 +554,12 @@ def _data(options) -> int:
 
 COMMANDS = {
     "train": (_train, _add_train_arguments, "Train a classifier, evaluate it and export it."),
+    "find-lr": (_find_lr, _add_training_arguments, "Search for a learning rate; takes train's options."),
+    "tune": (
+        _tune,
+        _add_tune_arguments,
+        "Search for a better recipe by many trainings; takes train's options, and keeps what they fix.",
+    ),
     "predict": (_predict, _add_predict_arguments, "Say what is in pictures: path, class, confidence."),
     "serve": (_serve, _add_serve_arguments, "Serve an export as a web page with Gradio."),
     "evaluate": (

@@ -31,6 +31,7 @@ from cifar_fastai.augment import Augment, batch_transforms
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.images import decode_image, fit_image
+from cifar_fastai.pretrained import channel_stats
 from cifar_fastai.recipes import MIN_VALID_PCT, Recipe
 from cifar_fastai.sources import ImageData
 
@@ -72,17 +73,26 @@ class _Row(Transform):
 class ImageOfRow(_Row):
     def __init__(self, data: ImageData):
         super().__init__(data)
-        self._tensors = {}
+        self._tensors: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def encodes(self, row):
         return Photo(decode_image(self.data.images[row]))
 
-    def tensors(self, device) -> tuple[Tensor, Tensor]:
-        """Images (rows, size, size, 3) uint8 and labels (rows,) int64 on `device`; there once, however many loaders."""
+    def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Images (rows, size, size, 3) uint8 and labels (rows,) int64 from which batches for `device` are cut.
+
+        They are on it, once, however many loaders; or in the file that is mapped into memory if it has no room for all.
+        """
         if device not in self._tensors:
             arrays = (self.data.images, self.data.labels)
-            self._tensors[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            place = device if has_room(device, self.data.images.nbytes) else "cpu"
+            self._tensors[device] = tuple(torch.from_numpy(array).to(place) for array in arrays)
         return self._tensors[device]
+
+
+def has_room(device: torch.device, n_bytes: int) -> bool:
+    """Whether this much on a device leaves as much for the training."""
+    return device.type != "cuda" or n_bytes <= torch.cuda.mem_get_info(device)[0] / 2
 
 
 class LabelOfRow(_Row):
@@ -116,6 +126,7 @@ class BatchDL(TfmdDL):
     """
 
     skip = 0  # batches left out at the beginning of a pass, for an epoch that was begun before
+    share = slice(None)  # of each batch, what this process computes; where several train together, the rest is others'
 
     def __init__(self, dataset=None, bs=64, num_workers=0, **kwargs):
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
@@ -134,12 +145,14 @@ class BatchDL(TfmdDL):
             return
         getters = [pipeline.tfms.fs[0] for pipeline in self.dataset.tls]
         images, labels = getters[0].tensors(self.device)
-        rows = torch.as_tensor(self.dataset.items, device=self.device)
+        rows = torch.as_tensor(self.dataset.items, device=images.device)
         for places in chunked(samps, self.bs, self.drop_last):
-            batch = rows[places]
-            x = TensorImage(images[batch].permute(0, 3, 1, 2))
-            x.rows = batch  # for Augment
-            yield (x, RowLabels(labels[batch])) if len(getters) > 1 else (x,)
+            if not places[self.share]:  # a last batch of fewer images than processes
+                continue
+            batch = rows[places[self.share]]
+            x = TensorImage(images[batch].to(self.device).permute(0, 3, 1, 2))
+            x.rows = batch.to(self.device)  # for Augment
+            yield (x, RowLabels(labels[batch].to(self.device))) if len(getters) > 1 else (x,)
 
     def _items_are_rows(self) -> bool:
         untouched = all(isinstance(tfm, (FitImage, ToTensor)) for tfm in self.after_item.fs) and not self.before_batch.fs
@@ -160,7 +173,8 @@ def data_block(data: ImageData, splitter, batch_tfms) -> DataBlock:
 
 
 def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = None, device=None) -> DataLoaders:
-    """fastai DataLoaders: `dls.train` and `dls.valid` divide the training split, `dls.test` is the untouched rest.
+    """fastai DataLoaders: `dls.train` and `dls.valid` divide the training split, `dls.test` is the untouched rest,
+    None where there is none.
 
     source: as for `load_data`, or an ImageData, which is then found as `dls.data`. subset: divide only this many
     training images, drawn class by class. The seed fixes subset, division, order and augmentation. Raises DataError
@@ -170,7 +184,8 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     rows = _training_rows(data, subset, seed)
     n_valid = math.ceil(len(rows) * recipe.valid_pct)
     splitter = TrainTestSplitter(n_valid, random_state=seed, stratify=data.labels[rows])
-    batch_tfms = batch_transforms(recipe, *data.channel_stats, seed)
+    mean, std = channel_stats(recipe) or data.channel_stats
+    batch_tfms = batch_transforms(recipe, mean, std, seed)
     try:
         dls = data_block(data, splitter, batch_tfms).dataloaders(
             rows, bs=min(recipe.bs, len(rows) - n_valid), val_bs=EVAL_BATCH, device=device
@@ -178,7 +193,7 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     except ValueError as error:  # scikit-learn's: a class of one image, or fewer validation images than classes
         raise DataError(f"{data.source}: too few training images to hold out {n_valid} for validation: {error}") from None
     dls.train.rng = random.Random(seed)
-    dls.test = dls.test_dl(np.arange(data.n_train, len(data.images)), with_labels=True)
+    dls.test = dls.test_dl(np.arange(data.n_train, len(data.images)), with_labels=True) if data.n_test else None
     dls.data = data
     return dls
 

@@ -29,6 +29,10 @@ class TrainingDiverged(UserError):
     exit_code = 4
 
 
+class ProcessLost(UserError):
+    """One of several processes that train together has ended."""
+
+
 class ExportError(UserError):
     """An export that is missing, damaged or not trusted."""
 

@@ -73,6 +73,21 @@ def lr_schedule(lrs: list[float], steps_an_epoch: int) -> Figure:
     return figure
 
 
+def lr_search(lrs: list[float], losses: list[float], suggestions: dict[str, float]) -> Figure:
+    """The loss by learning rate of a search, the suggestions (four at most) marked on the curve."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(lrs, losses, color=GRAY)
+    for (name, lr), colour, marker in zip(suggestions.items(), SEVERAL, "osD^", strict=False):
+        loss = np.interp(np.log(lr), np.log(lrs), losses)
+        axes.plot(lr, loss, color=colour, marker=marker, markersize=8, linestyle="", label=f"{name} {lr:.2g}")
+    title = f"The loss falls most steeply at a learning rate of {suggestions['steep']:.2g}"
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=title)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
 def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
     """Counts, rows true and columns predicted, shaded by the share of the row."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -218,6 +233,45 @@ def contact_sheet(columns: list[np.ndarray], names: list[str], title: str) -> Fi
     axes.set_xticks([(column + 0.5) * side for column in range(len(columns))], ["as it is", *range(1, len(columns))])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def tuning_history(accuracies: dict[int, float | None], own: float | None) -> Figure:
+    """Validation accuracy of each trial by its number, None for one that was ended early, and the best so far.
+
+    own: the accuracy with the recipe's own values, if that was found out.
+    """
+    completed = [(number, value) for number, value in accuracies.items() if value is not None]
+    numbers, values = zip(*completed, strict=True)
+    best = np.maximum.accumulate(values)
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    if own is not None:
+        axes.axhline(own, color=GRAY, linestyle=":", label="the recipe's own values")
+    axes.plot(numbers, values, color=BLUE, marker="o", linestyle="", label="completed")
+    axes.step([*numbers, max(accuracies)], [*best, best[-1]], where="post", color=ORANGE, label="best so far")
+    early = [number for number, value in accuracies.items() if value is None]
+    axes.plot(early, [min(values)] * len(early), color=GRAY, marker="x", linestyle="", label="ended early")
+    start = "" if own is None else f"from {own:.1%} "
+    title = f"Tuning took the validation accuracy {start}to {best[-1]:.1%}"
+    axes.set(xlabel="trial", ylabel="validation accuracy", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)
+    _plain(axes)
+    return figure
+
+
+def tuning_importances(importances: dict[str, float], n_trials: int) -> Figure:
+    """A bar a field, the most important at the top: its share of the differences between the trials."""
+    names, shares = zip(*sorted(importances.items(), key=lambda pair: pair[1]), strict=True)
+    figure = Figure(figsize=(7, 0.35 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.barh(names, shares, color=BLUE), [f"{share:.0%}" for share in shares], padding=3, fontsize=8)
+    title = f"{names[-1]} mattered most: {shares[-1]:.0%} of the differences between {n_trials} trials"
+    axes.set(xlim=(0, 1.1 * max(shares)), xlabel="share of the differences in accuracy (fANOVA)", title=title)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    _plain(axes)
     return figure
 
 

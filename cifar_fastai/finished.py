@@ -35,7 +35,7 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
     data = load_data(source or config["data"], recipe.size)
     check_same_data(data, metrics["data"]["fingerprint"], folder)
     dls = dataloaders(data, recipe, config["seed"], subset=config["subset"], device=torch.device(pick_device(None)))
-    learn = create_learner(dls, recipe, seed=config["seed"])
+    learn = create_learner(dls, recipe, seed=config["seed"], blank=True)
     path = folder / "checkpoints" / BEST
     try:
         learn.model.load_state_dict(load(path)["model"])

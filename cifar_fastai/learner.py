@@ -1,6 +1,7 @@
 """From DataLoaders and a recipe to a fastai Learner: network, loss, optimizer, metrics and what belongs to them."""
 
 from functools import partial
+from typing import TypeGuard
 
 import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle and lr_find
 import numpy as np
@@ -17,49 +18,47 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifar_fastai.augment import Augment, mix
+from cifar_fastai.distributed import ALONE
 from cifar_fastai.errors import UserError
 from cifar_fastai.models import MODELS, WhitenedNet, create_model
-from cifar_fastai.recipes import Recipe, nearest
+from cifar_fastai.pretrained import TransferNet, check_model, create_architecture, create_pretrained, network_side
+from cifar_fastai.recipes import Recipe
 
 WHITENING_IMAGES = 5000
 
 
-def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None) -> Learner:
+def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None, blank: bool = False) -> Learner:
     """A Learner that trains as `recipe` says: `fit(learn, recipe)`, or `learn.fit_one_cycle(n)` to choose yourself.
 
-    seed: of the weights and of all later draws from torch's global generator. Raises UserError for an unknown model.
+    seed: of the weights and of all later draws from torch's global generator. blank: leave pretrained weights out, since a
+    checkpoint's will take their place. Raises UserError for an unknown model, and DataError where pretrained weights are not
+    to be had.
     """
-    check_model(recipe.model)
+    check_model(recipe)
     if seed is not None:
         set_seed(seed)
-    model = create_model(recipe.model, len(dls.vocab), dls.data.size)
-    if isinstance(model, WhitenedNet):
-        if recipe.whiten:
-            model.init_whitening(_training_images(dls))
-        if recipe.dirac:
-            model.init_identity()
-    elif recipe.start_size:
-        raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
+    model = _create_model(recipe, dls, blank)
     return ResumableLearner(
         dls,
         model,
         loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
         opt_func=partial(_optimizer, recipe=recipe),
         splitter=partial(_parameter_groups, recipe=recipe),
-        lr=[recipe.lr * recipe.bias_lr_factor, recipe.lr] if recipe.bias_lr_factor != 1 else recipe.lr,
+        lr=_learning_rates(model, recipe),
         moms=recipe.moms,
         metrics=accuracy,
-        cbs=_recipe_callbacks(recipe, seed),
+        cbs=_recipe_callbacks(model, recipe, seed),
     )
 
 
 class ResumableLearner(Learner):
-    """A Learner whose `fit` begins with the epoch `first_epoch`, counted from 0.
+    """A Learner whose `fit` begins with the epoch `first_epoch`, counted from 0; one of several, where `processes` says so.
 
     fastai's own `start_epoch` runs every callback for the epochs left out, on figures that are not there.
     """
 
     first_epoch = 0
+    processes = ALONE  # that train together
 
     def _do_fit(self):
         for epoch in range(self.first_epoch, self.n_epoch):
@@ -81,17 +80,28 @@ class CalibratedLoss(CrossEntropyLossFlat):
         return F.softmax(out / self.temperature, dim=-1)
 
 
-def check_model(name: str) -> None:
-    """Raises UserError, naming the nearest, if there is no model of this name."""
-    if name not in MODELS:
-        raise UserError(f"There is no model {name!r}.{nearest(name, MODELS)} There are: {', '.join(MODELS)}.")
-
-
 def fit(learn: Learner, recipe: Recipe, cbs=None) -> None:
     """`fit_one_cycle` with the recipe's schedule. cbs: callbacks for this training only."""
     learn.fit_one_cycle(
         recipe.epochs, pct_start=recipe.pct_start, div=recipe.div, div_final=recipe.div_final, moms=recipe.moms, cbs=cbs
     )
+
+
+def _create_model(recipe: Recipe, dls: DataLoaders, blank: bool) -> nn.Module:
+    if recipe.model in MODELS:
+        model = create_model(recipe.model, len(dls.vocab), dls.data.size)
+    elif blank:
+        model = create_architecture(recipe.model, len(dls.vocab), network_side(recipe, dls.data.size))
+    else:
+        model = create_pretrained(recipe, len(dls.vocab), dls.data.size)
+    if isinstance(model, WhitenedNet):
+        if recipe.whiten:
+            model.init_whitening(_training_images(dls))
+        if recipe.dirac:
+            model.init_identity()
+    elif recipe.start_size:
+        raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
+    return model
 
 
 def _training_images(dls: DataLoaders):
@@ -102,7 +112,11 @@ def _training_images(dls: DataLoaders):
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
-    """The trainable weights: all in one group, or BatchNorm's biases apart where they learn at their own rate."""
+    """The weights, by the rate at which they learn: the halves of a pretrained body, and its head; BatchNorm's biases, and
+    the rest of what is trained; or all of that together."""
+    if _fine_tunes(model, recipe):
+        body = list(model.body.parameters())
+        return [body[: len(body) // 2], body[len(body) // 2 :], list(model.head.parameters())]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.bias_lr_factor == 1:
         return [trainable]
@@ -111,11 +125,24 @@ def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[list[nn.Paramete
     return [biases, [parameter for parameter in trainable if id(parameter) not in known]]
 
 
+def _learning_rates(model: nn.Module, recipe: Recipe) -> list[float] | float:
+    """One for each of the groups, in their order."""
+    if _fine_tunes(model, recipe):
+        return [recipe.lr * recipe.body_lr_factor, recipe.lr * recipe.body_lr_factor**0.5, recipe.lr]
+    if recipe.bias_lr_factor != 1:
+        return [recipe.lr * recipe.bias_lr_factor, recipe.lr]
+    return recipe.lr
+
+
+def _fine_tunes(model: nn.Module, recipe: Recipe) -> TypeGuard[TransferNet]:
+    return isinstance(model, TransferNet) and recipe.pretrained
+
+
 def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
     """torch's own optimizers, which update all weights at once, where fastai's loop over them in Python."""
     rates = lr if isinstance(lr, list) else [lr]
     groups = [
-        {"params": list(group), "lr": rate, "weight_decay": recipe.wd * recipe.lr / rate}
+        {"params": list(group), "lr": rate, "weight_decay": recipe.wd * min(1, recipe.lr / rate)}
         for group, rate in zip(groups, rates, strict=True)
     ]
     if recipe.optimizer == "adam":
@@ -123,7 +150,7 @@ def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
     return OptimWrapper(opt=torch.optim.SGD(groups, momentum=recipe.moms[0], nesterov=True))
 
 
-def _recipe_callbacks(recipe: Recipe, seed: int | None) -> list[Callback]:
+def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> list[Callback]:
     callbacks = []
     if recipe.flip == "alternating":
         callbacks.append(AlternateFlips())
@@ -133,8 +160,10 @@ def _recipe_callbacks(recipe: Recipe, seed: int | None) -> list[Callback]:
         callbacks.append(ProgressiveResizing(recipe.start_size, recipe.grow_pct))
     if recipe.lookahead_steps:
         callbacks.append(Lookahead(recipe.lookahead_steps))
-    if recipe.whiten_bias_epochs:
+    if recipe.whiten_bias_epochs and isinstance(model, WhitenedNet):
         callbacks.append(FreezeWhitening(recipe.whiten_bias_epochs))
+    if recipe.frozen_epochs and _fine_tunes(model, recipe):
+        callbacks.append(FreezeBody(recipe.frozen_epochs))
     return callbacks
 
 
@@ -189,14 +218,14 @@ class MixImages(MixHandler):
     fastai's own two callbacks draw from the global generator, and its CutMix writes into the batch.
     """
 
-    kept = ("random_state",)
+    kept = apart = ("random_state",)
     stack_y = False  # nothing of MixHandler's to be undone before the first epoch
 
     def __init__(self, recipe: Recipe, seed: int):
         self.recipe, self.seed = recipe, seed
 
     def before_fit(self):
-        self.random = np.random.default_rng(self.seed)
+        self.random = np.random.default_rng(self.seed + self.processes.rank)
 
     @property
     def random_state(self) -> dict:
@@ -250,3 +279,19 @@ class FreezeWhitening(Callback):
 
     def after_fit(self):
         self.model.stem.bias.requires_grad_()  # an optimizer made later finds the same weights to train
+
+
+class FreezeBody(Callback):
+    """Trains only the head of a pretrained network for `epochs` epochs, and its normalisation layers, as fastai does.
+
+    fastai's `fine_tune` fits twice instead; in one fit each epoch alone says what is frozen, wherever a training resumes.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def before_train(self):
+        self.opt.freeze_to(-1 if self.epoch < self.epochs else 0)
+
+    def after_fit(self):
+        self.opt.unfreeze()

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 class TwoHalves(nn.Module):
     """A network of two halves: `maps` gives feature maps (N, D, h, w), which still tell where something is, and
-    `classify` makes logits of them. `last_maps` is the layer that puts the maps out."""
+    `classify` makes logits of them. `last_maps` is the layer whose maps Grad-CAM reads."""
 
     def forward(self, x):
         return self.classify(self.maps(x))
@@ -137,7 +137,11 @@ class Shortcut(nn.Sequential):
         return x + super().forward(x)
 
 
-MODELS = {"small": ConvNet, "base": WhitenedNet, "large": partial(WhitenedNet, widths=(128, 512, 512), depth=3)}
+MODELS: dict[str, type[nn.Module] | partial] = {
+    "small": ConvNet,
+    "base": WhitenedNet,
+    "large": partial(WhitenedNet, widths=(128, 512, 512), depth=3),
+}
 
 
 def create_model(name: str, n_classes: int, size: int = 32) -> nn.Module:
@@ -147,7 +151,8 @@ def create_model(name: str, n_classes: int, size: int = 32) -> nn.Module:
     """
     if size < 16:
         raise ValueError(f"images of {size} x {size} pixels are too small; the models take 16 and more")
-    return MODELS[name](n_classes, size).to(memory_format=torch.channels_last)
+    model = MODELS[name](n_classes, size)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types leave it out
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,25 +1,34 @@
-"""Recipes: every hyperparameter of a training in one frozen object, and the named sets of them."""
+"""Recipes: every hyperparameter of a training in one frozen object, the named sets of them, and recipes as files."""
 
 import dataclasses
 import difflib
+import math
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from cifar_fastai.errors import UserError
+from cifar_fastai.tomlfiles import read_toml, to_toml
 
 MIN_VALID_PCT, MAX_VALID_PCT = 0.10, 0.20
 MIN_SIZE, MAX_SIZE = 32, 128
+MAX_INPUT_SIZE = 512
 AUGMENTATION_LIMITS = {  # beyond which the arithmetic makes no image any more
     "crop_pad": 16, "rotate": 180, "translate": 0.5, "scale": 0.9, "perspective": 0.9, "brightness": 1, "contrast": 1,
     "saturation": 1, "cutout": 32, "mixup": 100, "cutmix": 100,
 }  # fmt: skip
 FLIPS = ("random", "alternating", "off")
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # of a recipe, a run or an export: it becomes a part of folders' names
+KINDS: dict[object, str] = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a training, apart from the data, the seed and the device.
 
-    Raises UserError if a value is out of range. `dataclasses.replace` gives a changed copy.
+    Raises UserError if a value is out of range. `dataclasses.replace` gives a changed copy, `get_recipe` a named one or
+    one from a file, `recipe_toml` the file.
     """
 
     name: str
@@ -31,10 +40,17 @@ class Recipe:
     valid_pct: float = 0.1  # validation share of the training split, stratified by class
     bs: int = 128  # images an optimizer step
 
-    # Model: a name in the registry of models.py
+    # Model: a name in the registry of models.py, or an architecture of torchvision or timm
     model: str = "small"
     whiten: bool = True  # base and large: a fixed stem that whitens patches; else a random one that is trained
     dirac: bool = True  # base and large: convolutions start as the identity; else at random
+
+    # Architectures of torchvision and timm, which start from weights that others have trained
+    pretrained: bool = True  # else at random, and all layers learn at the same rate
+    weights: str = ""  # file of the weights, .pth or .safetensors; "": those that torchvision or timm publish
+    input_size: int = 64  # side in pixels to which smaller images are enlarged on the device
+    frozen_epochs: int = 1  # epochs in which only the new head and the normalisation layers learn
+    body_lr_factor: float = 0.01  # the first half of the layers learns at lr times this, the second at its root times lr
 
     # Augmentation, of the training batches only; every amount is drawn uniformly for each image
     flip: str = "random"  # mirror half of the images; "alternating": all of them every other epoch; "off"
@@ -75,6 +91,8 @@ class Recipe:
     patience: int = 10  # epochs without a lower validation loss
 
     def __post_init__(self):
+        if not re.fullmatch(NAME, self.name):
+            raise UserError(f"name must be up to 100 letters, digits, '.', '_' and '-', not {self.name!r}.")
         if not MIN_VALID_PCT <= self.valid_pct <= MAX_VALID_PCT:
             raise UserError(
                 f"valid-pct must lie between {MIN_VALID_PCT:.2f} and {MAX_VALID_PCT:.2f}, not {self.valid_pct:g}: "
@@ -90,14 +108,33 @@ class Recipe:
         for field in ("epochs", "bs", "patience"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} must be at least 1, not {getattr(self, field)}.")
-        if not 0 < self.lr < float("inf"):
+        if self.weights and not self.pretrained:
+            raise UserError("A network that starts from scratch takes no weights: leave one of the two away.")
+        if not MIN_SIZE <= self.input_size <= MAX_INPUT_SIZE:
+            raise UserError(f"input_size must lie between {MIN_SIZE} and {MAX_INPUT_SIZE} pixels, not {self.input_size}.")
+        if self.frozen_epochs < 0:
+            raise UserError(f"frozen_epochs must be zero or more, not {self.frozen_epochs}.")
+        if not 0 < self.body_lr_factor <= 1:
+            raise UserError(f"body_lr_factor must lie above 0, up to 1, not {self.body_lr_factor:g}.")
+        if not 0 < self.lr < math.inf:
             raise UserError(f"lr must be a positive number, not {self.lr:g}; the recipes use 0.001 to 1.5.")
-        if not 0 <= self.wd < float("inf"):
+        if not 0 <= self.wd < math.inf:
             raise UserError(f"wd must be zero or a positive number, not {self.wd:g}.")
         if self.start_size and not 16 <= self.start_size <= self.size:
             raise UserError(f"start_size must be 0 or lie between 16 and the size, {self.size}, not {self.start_size}.")
-        if not 0 < self.grow_pct < 1:
-            raise UserError(f"grow_pct must lie between 0 and 1, not {self.grow_pct:g}.")
+        for field in ("grow_pct", "pct_start"):
+            if not 0 < getattr(self, field) < 1:
+                raise UserError(f"{field} must lie between 0 and 1, not {getattr(self, field):g}.")
+        for field in ("div", "div_final", "bias_lr_factor"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UserError(f"{field} must be a positive number, not {getattr(self, field):g}.")
+        for field in ("lookahead_steps", "whiten_bias_epochs"):
+            if getattr(self, field) < 0:
+                raise UserError(f"{field} must be zero (off) or more, not {getattr(self, field)}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and less than 1, not {self.label_smoothing:g}.")
+        if not (len(self.moms) == 3 and all(0 <= momentum < 1 for momentum in self.moms)):
+            raise UserError(f"moms must be three numbers of at least 0 and less than 1, not {list(self.moms)}.")
         if self.optimizer not in ("adam", "sgd"):
             raise UserError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}.")
 
@@ -142,6 +179,19 @@ CPU = dataclasses.replace(
     div_final=1000.0,
 )
 
+# fastai's `fine_tune` (J. Howard and S. Gugger, https://arxiv.org/abs/2002.04688) in one cycle instead of two: the head
+# warms up in the frozen epochs, so that history, best epoch and early stopping span the whole training. Learning rates,
+# their spread over the layers and the share of the warm-up are those of its second cycle.
+TRANSFER = Recipe(
+    name="transfer",
+    about="a network that others trained on ImageNet: at first its new head alone, then all of it, gently",
+    model="resnet18",
+    crop_pad=4,
+    lr=1e-3,
+    pct_start=0.3,
+    div=5.0,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -173,6 +223,7 @@ RECIPES = {
         ),
         FAST,
         CPU,
+        TRANSFER,
     )
 }
 
@@ -183,21 +234,100 @@ def nearest(word: str, words) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def get_recipe(name: str, **overrides) -> Recipe:
-    """The recipe called `name`, with any field overridden: `get_recipe("fast", epochs=10, bs=512)`.
+def get_recipe(name: str | os.PathLike, /, **overrides) -> Recipe:
+    """A recipe with any field overridden: `get_recipe("fast", epochs=10, bs=512)`.
 
-    Raises UserError for an unknown recipe or field or a value out of range.
+    name: a named recipe, or the path of a recipe file, as a string ending in .toml or as a Path. Raises UserError for an
+    unknown recipe or field or a value out of range, and for a file that cannot be used.
     """
-    if name not in RECIPES:
-        raise UserError(f"There is no recipe {name!r}.{nearest(name, RECIPES)} There are: {', '.join(RECIPES)}.")
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    for field in overrides.keys() - fields:
-        raise UserError(f"A recipe has no field {field!r}.{nearest(field, fields)}")
-    return dataclasses.replace(RECIPES[name], **overrides)
+    if is_file_name(name):
+        recipe = _read_recipe(Path(name))
+    elif name in RECIPES:
+        recipe = RECIPES[name]
+    else:
+        there = f"There are: {', '.join(RECIPES)}; a path that ends in .toml names a file."
+        raise UserError(f"There is no recipe {name!r}.{nearest(str(name), RECIPES)} {there}")
+    for field in overrides:
+        _check_field(field)
+    return dataclasses.replace(recipe, **overrides)
 
 
-def auto_recipe(device_type: str) -> tuple[str, str]:
-    """The recipe that suits a device ("cuda", "mps" or "cpu"), and the reason in words."""
+def is_file_name(name: str | os.PathLike) -> bool:
+    """Whether this names a recipe file, and not one of RECIPES."""
+    return isinstance(name, os.PathLike) or name.endswith(".toml")
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe file with every field, from which `get_recipe` makes the same recipe again."""
+    return to_toml(dataclasses.asdict(recipe))
+
+
+def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> Recipe:
+    """The recipe in a file: its fields over those of its base, a named recipe or another file, or over the defaults.
+
+    A base's name, description and figures are its own, so they are not inherited. heirs: the files that led here.
+    """
+    if path.resolve() in heirs:
+        raise UserError(f"{path}: its base leads back to itself.")
+    values = read_toml(path)
+    base = values.pop("base", None)
+    try:
+        if base is None:
+            recipe = Recipe(name="defaults")
+        elif type(base) is not str:
+            raise UserError(f"base must be the name of a recipe or a file ending in .toml, in quotes, not {base!r}.")
+        elif base.endswith(".toml"):
+            recipe = _read_recipe(path.parent / base, (*heirs, path.resolve()))
+        else:
+            recipe = get_recipe(base)
+        fields = {field: _typed(field, value) for field, value in values.items()}
+        return dataclasses.replace(recipe, **{"name": path.stem, "about": "", "measured": "", **fields})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _check_field(name: str) -> None:
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    if name not in fields:
+        raise UserError(f"A recipe has no field {name!r}.{nearest(name, fields)}")
+
+
+def _typed(name: str, value):
+    """A field's value from a file, of the field's type. Raises UserError."""
+    _check_field(name)
+    (kind,) = (field.type for field in dataclasses.fields(Recipe) if field.name == name)
+    if kind is float and _is_number(value):
+        return float(value)
+    if kind in KINDS and type(value) is kind:  # type() and not isinstance(), since True is an int too
+        return value
+    if kind not in KINDS and isinstance(value, list) and all(map(_is_number, value)):
+        return tuple(map(float, value))
+    raise UserError(f"{name} must be {KINDS.get(kind, 'three numbers in brackets')}, not {value!r}.")
+
+
+def _is_number(value) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1e300)  # what a float can hold
+
+
+def search_space(recipe: Recipe) -> dict[str, tuple[float, float, bool]]:
+    """The fields worth tuning: the lowest and highest value to try, and whether to search evenly by the logarithm."""
+    return {
+        "lr": (recipe.lr / 10, recipe.lr * 10, True),  # what is high depends on optimizer and batch
+        "wd": (1e-5, 1e-2, True),
+        "pct_start": (0.1, 0.5, False),
+        "label_smoothing": (0.0, 0.3, False),
+        "crop_pad": (0, 6, False),
+        "cutout": (0, 16, False),
+    }
+
+
+def auto_recipe(device_type: str, pretrained: bool = False) -> tuple[str, str]:
+    """The recipe that suits a device ("cuda", "mps" or "cpu"), and the reason in words.
+
+    pretrained: whether the model is an architecture with published weights.
+    """
+    if pretrained:
+        return "transfer", "made for networks that others have trained"
     if device_type == "cpu":
         return "cpu", "the most accurate recipe here, made for a CPU"
     return "fast", "made for an accelerator, and there is one"

@@ -1,7 +1,7 @@
 """All that decides the rest of a training, collected into plain data and put back: a resumed training is the same one.
 
-A callback with a state names the attributes that make it up in `kept`. Generators count as state, and so do the order
-of the images and the position in it.
+A callback with a state names the attributes that make it up in `kept`, and in `apart` those of them that differ where
+several processes train together. Generators count as state, and so do the order of the images and the position in it.
 """
 
 import random
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from cifar_fastai import checkpoints
 from cifar_fastai.augment import Augment
+from cifar_fastai.distributed import Processes
+from cifar_fastai.errors import UserError
 from cifar_fastai.interrupts import Interrupts
 
 SAVE_SECONDS = 300  # between two saves within an epoch
@@ -66,9 +68,9 @@ class Checkpoints(Callback):
         self.learn.iter += self.done
 
     def after_batch(self):
-        due = self.interrupts.pending or time.monotonic() - self.saved >= SAVE_SECONDS
+        due = self.interrupts.pending is not None or time.monotonic() - self.saved >= SAVE_SECONDS
         # The last batch waits for the epoch's end; with broken weights the next loss ends the training.
-        if due and self.iter + 1 < self.n_iter and self._is_finite():
+        if self.processes.highest(due) and self.iter + 1 < self.n_iter and self._is_finite():
             self._save(self.epoch, self.iter + 1, self.epoch_order)
 
     def after_train(self):
@@ -79,12 +81,45 @@ class Checkpoints(Callback):
 
     def _save(self, epoch: int, batch: int, order: tuple):
         state = {"epoch": epoch, "batch": batch, "order": order, **collect(self.learn)}
-        checkpoints.save_last(state, self.folder)
+        others = self.processes.gather(_apart(self.learn, state))[1:]
+        if self.processes.first:
+            checkpoints.save_last({**state, "others": others}, self.folder)
         self.saved = time.monotonic()
-        self.interrupts.stop_if_pending()
+        if number := self.processes.highest(self.interrupts.pending or 0):  # a signal to one is a signal to all
+            self.interrupts.pending = number
+            self.interrupts.stop_if_pending()
 
     def _is_finite(self) -> bool:
         return all(value.isfinite().all() for value in self.model.state_dict().values())
+
+
+def load_own(folder: Path, processes: Processes) -> dict | None:
+    """The newest state in a folder of checkpoints, as `Checkpoints` saved it for this process; None if there is none.
+
+    Raises UserError if all are damaged, or if they are of another number of processes.
+    """
+    state = processes.from_first(lambda: checkpoints.load_last(folder))
+    if state is None:
+        return None
+    others = state.get("others", [])
+    if len(others) + 1 != processes.size:
+        then = Processes(size=len(others) + 1)
+        count = "one process" if then.size == 1 else f"{then.size} processes"
+        way_on = then.way_on(folder.parent)
+        raise UserError(f"{folder.parent} was begun by {count}, and as many have to go on: `{way_on}`.")
+    if not processes.first:
+        own = others[processes.rank - 1]
+        state["generators"] = own["generators"]
+        for name, attributes in own["callbacks"].items():
+            state["callbacks"][name].update(attributes)
+    return state
+
+
+def _apart(learn: Learner, state: dict) -> dict:
+    """What of a state is this process's own, where several train together: a callback's attributes named in `apart`."""
+    callbacks = state["callbacks"]
+    own = {cb.name: {name: callbacks[cb.name][name] for name in getattr(type(cb), "apart", ())} for cb in learn.cbs}
+    return {"generators": state["generators"], "callbacks": {name: values for name, values in own.items() if values}}
 
 
 def weights(learn: Learner) -> dict:

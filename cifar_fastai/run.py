@@ -18,14 +18,26 @@ from fastai.learner import Learner
 
 from cifar_fastai.artifacts import write_export
 from cifar_fastai.cache import load_data
+from cifar_fastai.checkpoints import LAST, write_whole
 from cifar_fastai.data import dataloaders
+from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import draw_training, evaluate
-from cifar_fastai.learner import check_model, create_learner
-from cifar_fastai.models import count_flops, count_parameters
-from cifar_fastai.recipes import Recipe
+from cifar_fastai.learner import create_learner
+from cifar_fastai.models import MODELS, count_flops, count_parameters
+from cifar_fastai.pretrained import FROM_SCRATCH, try_model, weights_origin
+from cifar_fastai.recipes import Recipe, recipe_toml
 from cifar_fastai.report import write_report
-from cifar_fastai.runfolder import check_same_data, make_run_folder, read_run, refuse_changes, working_in, write_json
+from cifar_fastai.runfolder import (
+    CHECKPOINTS,
+    check_same_data,
+    check_same_weights,
+    make_run_folder,
+    read_run,
+    refuse_changes,
+    working_in,
+    write_json,
+)
 from cifar_fastai.sources import ImageData
 from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
@@ -67,17 +79,17 @@ def pick_device(wanted: str | None) -> str:
 
 def run(recipe: Recipe, options: RunOptions) -> Path:
     """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds, and Interrupted."""
-    check_model(recipe.model)  # before the data, which can take long
     check_trackers(options.trackers)
     started = time.time()
-    data = load_data(options.source, recipe.size)
-    learn = _prepare(data, recipe, options)
-    name = options.name or f"{recipe.name}-{_as_name(data.source)}"
-    folder = make_run_folder(options.out, name, started)
-    config = _config(name, recipe, options, data)
-    with working_in(folder) as interrupts:
-        write_json(folder / "config.json", config)
-        _carry_out(learn, recipe, options, config, folder, interrupts)
+    with joined(options.device) as processes:
+        learn = prepare(recipe, options, processes=processes)
+        name = run_name(recipe, options, learn.dls.data)
+        folder = processes.from_first(lambda: make_run_folder(options.out, name, started))
+        config = configuration(name, recipe, options, learn)
+        with working_in(folder, processes) as interrupts:
+            if processes.first:
+                write_json(folder / "config.json", config)
+            _carry_out(learn, recipe, options, config, folder, interrupts)
     return folder
 
 
@@ -91,7 +103,8 @@ def resume(folder: Path, source: str | None = None, **asked) -> Path:
     if "fingerprint" not in config:
         raise UserError(f"{folder} is of an older version, which kept too little to go on from.")
     refuse_changes(folder, config, asked)
-    with working_in(folder) as interrupts:
+    device = pick_device(config["device"])
+    with joined(device) as processes, working_in(folder, processes) as interrupts:
         _, _, metrics = read_run(folder)  # anew: who worked in the folder before may just have finished
         if metrics and "export" in metrics:
             say("run", f"{folder} is finished; its export is {metrics['export']}")
@@ -99,25 +112,47 @@ def resume(folder: Path, source: str | None = None, **asked) -> Path:
         data = load_data(source or config["data"], recipe.size)
         check_same_data(data, config["fingerprint"], folder)
         kept = {key: config[key] for key in ("name", "seed", "subset", "deterministic", "trackers", "command")}
-        options = RunOptions(source=config["data"], device=pick_device(config["device"]), out=folder.parent, **kept)
+        options = RunOptions(source=config["data"], device=device, out=folder.parent, **kept)
         check_trackers(options.trackers)
         for name, now in versions().items():
             if now != (then := config["versions"].get(name)):
                 say("warning", f"{name} was {then} and is {now} now: results may differ in the last digits")
-        _carry_out(_prepare(data, recipe, options), recipe, options, config, folder, interrupts, resume=True)
+        begun = processes.from_first(lambda: (folder / CHECKPOINTS / LAST).exists())
+        if not begun:
+            check_same_weights(weights_origin(recipe), config, folder)
+        learn = prepare(recipe, options, data, processes, blank=begun)
+        _carry_out(learn, recipe, options, config, folder, interrupts, resume=True)
     return folder
 
 
-def _prepare(data: ImageData, recipe: Recipe, options: RunOptions) -> Learner:
+def prepare(
+    recipe: Recipe, options: RunOptions, data: ImageData | None = None, processes: Processes = ALONE, blank: bool = False
+) -> Learner:
+    """The learner of a run, ready to train.
+
+    data: instead of the options' source. processes: that train together. blank: as for `create_learner`. Raises UserError
+    and DataError.
+    """
+    if data is None:
+        try_model(recipe)  # before the data, which can take long
+        data = load_data(options.source, recipe.size)
+    processes.check_same(f"{data.fingerprint} {recipe} {options.seed} {options.subset}")
     if options.deterministic:
         be_deterministic()
     dls = dataloaders(data, recipe, options.seed, subset=options.subset, device=torch.device(options.device))
-    return create_learner(dls, recipe, seed=options.seed)
+    learn = create_learner(dls, recipe, seed=options.seed, blank=blank)
+    learn.processes = processes
+    return learn
 
 
 def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder: Path, interrupts, resume=False) -> None:
     """From the training, or what is left of it, to the export; "export" in metrics.json says that all is done."""
-    _announce(learn.dls, recipe, learn, options.device, folder)
+    if not learn.processes.first:
+        train(learn, recipe, folder, resume=resume, interrupts=interrupts)
+        return
+    write_whole(folder / "recipe.toml", recipe_toml(recipe).encode())
+    origin = config.get("initial_weights", FROM_SCRATCH)  # older runs know no others
+    announce(learn, recipe, origin, options.device, folder)
 
     with track(options.trackers, folder, config) as trackers:
         for tracker in trackers:
@@ -125,7 +160,7 @@ def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder:
         training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts)
 
         draw_training(learn, training, folder)
-        metrics = evaluate(learn, folder) | _record(learn.dls, learn, training, options)
+        metrics = evaluate(learn, folder) | _record(learn, origin, training, options)
         record_metrics(folder, metrics, config)
         export = options.exports / config["name"]
         export_run(export, learn, config["name"], recipe, metrics)
@@ -159,6 +194,7 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
 
     Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
     """
+    check_alone("--seeds")
     name = options.name or f"{recipe.name}-{_as_name(Path(options.source).name)}"
     runs = []
     for seed in range(options.seed, options.seed + n):
@@ -179,30 +215,45 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     return path
 
 
-def _config(name: str, recipe: Recipe, options: RunOptions, data: ImageData) -> dict:
+def run_name(recipe: Recipe, options: RunOptions, data: ImageData) -> str:
+    """The name that was asked for, else recipe and data."""
+    return options.name or f"{recipe.name}-{_as_name(data.source)}"
+
+
+def configuration(name: str, recipe: Recipe, options: RunOptions, learn: Learner) -> dict:
     """The whole configuration, enough to repeat the run."""
     chosen = {key: getattr(options, key) for key in ("seed", "subset", "device", "deterministic", "trackers", "command")}
-    about_data = {"data": options.source, "fingerprint": data.fingerprint}
-    return {"name": name, "recipe": dataclasses.asdict(recipe), **about_data, **chosen, "versions": versions()}
+    chosen["processes"] = learn.processes.size
+    begins = {
+        "data": options.source,
+        "fingerprint": learn.dls.data.fingerprint,
+        "initial_weights": weights_origin(recipe),
+    }
+    return {"name": name, "recipe": dataclasses.asdict(recipe), **begins, **chosen, "versions": versions()}
 
 
-def _announce(dls, recipe: Recipe, learn, device: str, folder: Path) -> None:
-    data = dls.data
+def announce(learn: Learner, recipe: Recipe, origin: str, device: str, folder: Path) -> None:
+    """Say what is about to be trained, on what, and where it goes. origin: of its weights, as `weights_origin` says it."""
+    dls, data = learn.dls, learn.dls.data
     for warning in data.warnings:
         say("warning", warning)
     counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
     say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
     cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
     say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device}")
+    if recipe.model not in MODELS:
+        side = learn.model.side
+        say("weights", f"{origin}; images are brought to {side} x {side} pixels")
     say("run", folder)
 
 
-def _record(dls, learn, training: Training, options: RunOptions) -> dict:
+def _record(learn: Learner, origin: str, training: Training, options: RunOptions) -> dict:
     """What metrics.json holds beside the figures of the evaluation: the cost, the data and the circumstances."""
-    data = dls.data
+    dls, data = learn.dls, learn.dls.data
     about_data = {key: getattr(data, key) for key in ("source", "encoding", "sha256", "n_files", "fingerprint")}
     return {
         "n_params": count_parameters(learn.model),
+        "weights": origin,
         "flops_per_image": count_flops(learn.model, data.size),
         "epochs_run": len(training.history),
         "best_epoch": training.best_epoch,
@@ -214,6 +265,7 @@ def _record(dls, learn, training: Training, options: RunOptions) -> dict:
         "versions": versions(),
         "device": options.device,
         "hardware": hardware(options.device),
+        "processes": learn.processes.size,
         "seed": options.seed,
         "git_commit": git_commit(),
     }
@@ -232,11 +284,16 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         model=recipe.model,
         temperature=metrics["temperature"],
         unfamiliar_below=metrics["unfamiliar_below"],
-        training={"recipe": recipe.name, "data": training_data, **{key: metrics[key] for key in keys}},
+        training={
+            "recipe": recipe.name,
+            "data": training_data,
+            "weights": metrics.get("weights", FROM_SCRATCH),  # older runs know no others
+            **{key: metrics[key] for key in keys},
+        },
         test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],
     )
-    say("export", f"{folder}: try `python predict.py --export {folder} IMAGE` or `python app.py --export {folder}`")
+    say("export", f"{folder}: try `python -m cifar_fastai predict --export {folder} IMAGE`, or `serve` instead of `predict`")
     say("digest", f"{digest}: to be given to --expect-digest where the export is used")
 
 
@@ -281,11 +338,12 @@ def peak_memory_mb(device: str) -> float | None:
 
 def git_commit() -> str | None:
     """The commit the package was run from, with "-dirty" behind it if files differ; None outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # an installed package may lie in somebody else's checkout
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,20 +1,21 @@
 """The folder of a run: making it, keeping it for one process, telling the way on, and reading it again."""
 
+import dataclasses
 import errno
 import json
 import os
-import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from cifar_fastai.checkpoints import write_whole
-from cifar_fastai.errors import DataError, UserError
+from cifar_fastai.distributed import Processes
+from cifar_fastai.errors import DataError, ProcessLost, UserError
 from cifar_fastai.interrupts import Interrupts
-from cifar_fastai.recipes import Recipe
+from cifar_fastai.recipes import Recipe, get_recipe, is_file_name
 from cifar_fastai.sources import ImageData
 
 CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.json"
@@ -27,7 +28,7 @@ def make_run_folder(out: Path, name: str, started: float) -> Path:
     for attempt in range(1, 100):
         folder = out / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:
-            (folder / CHECKPOINTS).mkdir(parents=True)
+            folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             continue
@@ -38,15 +39,20 @@ def make_run_folder(out: Path, name: str, started: float) -> Path:
 
 
 @contextmanager
-def working_in(folder: Path):
-    """Keep a run folder for this process, and name the way on if the work is cut short; gives the Interrupts.
+def working_in(folder: Path, processes: Processes):
+    """Keep a run folder for these processes, and name the way on if the work is cut short; gives the Interrupts.
 
-    Raises UserError if another process is at work there, or when there is no room to write.
+    Raises UserError if another process is at work there, when there is no room to write, or when one of several ended.
     """
-    way_on = f"go on with: {shlex.join(['python', 'train.py', '--resume', str(folder)])}"
+    way_on = f"go on with: {processes.way_on(folder)}"
     try:
-        with _claimed(folder), Interrupts(f"the state is saved; {way_on}") as interrupts:
+        with (
+            _claimed(folder) if processes.first else nullcontext(),
+            Interrupts(f"the state is saved; {way_on}") as interrupts,
+        ):
             yield interrupts
+    except ProcessLost as error:
+        raise ProcessLost(f"{error} What was saved last is whole: {way_on}") from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -63,6 +69,7 @@ def working_in(folder: Path):
 @contextmanager
 def _claimed(folder: Path):
     """Hold a lock of the operating system, which frees it whatever ends the process; beside it stands whose it is."""
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     lock, holder = FileLock(folder / CHECKPOINTS / "lock"), folder / CHECKPOINTS / "holder"
     try:
         lock.acquire(timeout=0)
@@ -113,21 +120,37 @@ def _read_json(path: Path) -> dict:
 
 def refuse_changes(folder: Path, config: dict, asked: dict) -> None:
     """Raises UserError, listing the differences, if options of `train` other than a run's own are asked for."""
-    own = {**config["recipe"], **config, "recipe": config["recipe"]["name"], "seeds": 1, "out": folder.parent}
+    recipe = recipe_of(config, folder)
+    own = {**dataclasses.asdict(recipe), **config, "recipe": recipe.name, "seeds": 1, "out": folder.parent}
     own |= {tracker: tracker in config["trackers"] for tracker in ("tensorboard", "wandb")}
-    changes = [
-        f"--{option.replace('_', '-')} {value} where the run has {own[option]}"
-        for option, value in asked.items()
-        if value != own[option]
-    ]
+    changes = []
+    for option, value in asked.items():
+        if option == "recipe" and is_file_name(value):
+            changes += _changes_of_a_file(value, recipe, asked)
+        elif value != own[option]:
+            changes.append(f"--{option.replace('_', '-')} {value} where the run has {own[option]}")
     if changes:
         raise UserError(f"{folder} goes on as it began. Leave out: {'; '.join(changes)}.")
+
+
+def _changes_of_a_file(path: str, own: Recipe, asked: dict) -> list[str]:
+    """What a recipe file, but for the fields that stand before it as options, has other than a run's recipe."""
+    recipe = get_recipe(path)
+    fields = (field.name for field in dataclasses.fields(Recipe) if field.name not in (*asked, "about", "measured"))
+    values = ((field, getattr(recipe, field), getattr(own, field)) for field in fields)
+    return [f"--recipe {path} with {field} {new} where the run has {old}" for field, new, old in values if new != old]
 
 
 def check_same_data(data: ImageData, fingerprint: str, folder: Path) -> None:
     """Raises DataError if a run was trained on other data."""
     if data.fingerprint != fingerprint:
         raise DataError(f"{data.source} holds other pixels than {folder} was trained on; name the same data with --data.")
+
+
+def check_same_weights(origin: str, config: dict, folder: Path) -> None:
+    """Raises DataError if a run began with other weights than those that stand in for them now."""
+    if origin != (then := config.get("initial_weights", origin)):
+        raise DataError(f"{folder} began {then}, and would now begin {origin}: put the same weights back.")
 
 
 def write_json(path: Path, value) -> None:

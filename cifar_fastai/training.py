@@ -16,12 +16,13 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
 from fastai.learner import Learner
 
-from cifar_fastai.checkpoints import BEST, load, load_last, save, write_whole
+from cifar_fastai.checkpoints import BEST, load, save, write_whole
+from cifar_fastai.distributed import TrainTogether
 from cifar_fastai.errors import TrainingDiverged, UserError
 from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import fit
 from cifar_fastai.recipes import Recipe
-from cifar_fastai.resuming import Checkpoints, load_weights, weights
+from cifar_fastai.resuming import Checkpoints, load_own, load_weights, weights
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "seconds")
 MONITOR = {"monitor": "valid_loss", "comp": np.less}
@@ -54,17 +55,18 @@ def train(
     Best means lowest validation loss. stream: where progress is shown, standard output by default. cbs: more callbacks.
     resume: go on from the last checkpoint in `folder`, if there is one; a training that is over is only loaded.
     interrupts: signals that end the training with Interrupted, once its state is saved. Raises TrainingDiverged when the
-    loss is no longer finite; the last finite checkpoints stay. Raises UserError when memory does not suffice or a
-    checkpoint is damaged.
+    loss is no longer finite; the last finite checkpoints stay. Raises UserError when memory does not suffice, a checkpoint
+    is damaged or one of several `learn.processes` has ended. Of these the first alone writes.
     """
     learn.path, learn.model_dir = folder, Path("checkpoints")
     saved = folder / "checkpoints"
-    saved.mkdir(exist_ok=True)
+    if learn.processes.first:
+        saved.mkdir(exist_ok=True)
     interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
-    checkpoints = Checkpoints(saved, load_last(saved) if resume else None, interrupts)
+    checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts)
     keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReturnMemory()]
-    cbs = [*cbs, history, StopOnDivergence(), *keepers, progress]
+    cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, *([TrainTogether()] if learn.processes.size > 1 else [])]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     try:
         with learn.removed_cbs(notebook_bars), learn.no_logging(), interrupts.deferred():
@@ -92,7 +94,7 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
     learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None
     bs = learn.dls.train.bs
     smaller = (bs >> halvings for halvings in range(1, bs.bit_length()))
-    fitting = next((n for n in smaller if _fits_memory(learn, n)), None)
+    fitting = next((n for n in smaller if _fits_memory(learn, n // learn.processes.size)), None)
     way_out = (
         f"one of {fitting} fits: try --bs {fitting}." if fitting else "nor for any smaller one: choose a smaller --model."
     )
@@ -122,6 +124,7 @@ class History(Callback):
 
     order = 55  # after Recorder, which computes the figures
     kept = ("rows", "train_accuracies", "images", "train_seconds", "seconds", "right", "seen")
+    apart = ("right", "seen")
 
     def __init__(self, path: Path):
         self.path = path
@@ -149,8 +152,9 @@ class History(Callback):
 
     def after_train(self):
         self.train_seconds += self.seconds
-        self.images += self.seen
-        self.train_accuracies.append(int(self.right) / self.seen)
+        right, seen = self.processes.total(int(self.right), self.seen)
+        self.images += int(seen)
+        self.train_accuracies.append(right / seen)
         self.right, self.seen = 0, 0
 
     def after_epoch(self):
@@ -158,6 +162,8 @@ class History(Callback):
         row = (self.epoch + 1, train_loss, valid_loss, accuracy, float(self.recorder.lrs[-1]), round(self.seconds, 2))
         self.rows.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
         self.seconds = 0.0
+        if not self.processes.first:
+            return
         table = io.StringIO()
         writer = csv.DictWriter(table, HISTORY_COLUMNS)
         writer.writeheader()
@@ -196,11 +202,11 @@ class SaveBest(SaveModelCallback):
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
-        if self.new_best:
+        if self.new_best and self.processes.first:
             save(weights(self.learn), self.path)
 
     def after_fit(self):
-        load_weights(self.learn, load(self.path))
+        load_weights(self.learn, self.processes.from_first(lambda: load(self.path)))
 
 
 class ReturnMemory(Callback):
@@ -249,6 +255,7 @@ class Progress(Callback):
     WARM_UP = 2  # batches not timed for the estimate: the first ones allocate
     TIMED = 20
     VALIDATION_COST = 1 / 3  # of a training image: no backward pass
+    FROZEN_COST = 1 / 2  # likewise: no gradients of the body's weights
 
     def __init__(self, stream=None):
         self.stream, self.bar = stream, None
@@ -303,7 +310,7 @@ class Progress(Callback):
         if self.iter == last and self.timed_from is not None:  # it is None in an epoch too short, or begun in the middle
             self.told = True
             a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
-            an_image = a_batch / len(self.yb[0])
+            an_image = a_batch / (len(self.yb[0]) * self.processes.size)
             training, validation = self._costs()
             valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST * validation
             epochs = self.n_epoch - self.epoch
@@ -311,14 +318,16 @@ class Progress(Callback):
             self._say(f"about {_minutes(total)} for {epochs} epochs, at {1 / an_image:,.0f} images a second")
 
     def _costs(self) -> tuple[float, float]:
-        """What a training image costs on average from now on, and one in full size, in units of one now: they may still
-        have to grow."""
-        resizing = getattr(self.learn, "progressive_resizing", None)
-        if resizing is None:
-            return 1.0, 1.0
-        full = self.dls.data.size
-        areas = [resizing.side(full, epoch / self.n_epoch) ** 2 for epoch in range(self.epoch, self.n_epoch)]
-        return sum(areas) / len(areas) / areas[0], full**2 / areas[0]
+        """What a training image costs on average from now on, and at most, in units of one now."""
+        costs = [self._cost(epoch) for epoch in range(self.epoch, self.n_epoch)]
+        return sum(costs) / len(costs) / costs[0], 1 / costs[0]
+
+    def _cost(self, epoch: int) -> float:
+        """What a training image costs in this epoch: less than 1 where images have yet to grow or a body is frozen."""
+        resizing, freezing = (getattr(self.learn, name, None) for name in ("progressive_resizing", "freeze_body"))
+        full = self.dls.data.size if resizing else 1
+        area = (resizing.side(full, epoch / self.n_epoch) / full) ** 2 if resizing else 1
+        return area * self.FROZEN_COST if freezing and epoch < freezing.epochs else area
 
     def _say(self, line):
         if self.bar:

@@ -154,7 +154,8 @@ def test_the_model_card_says_what_it_is(export):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
     freeze_early = min(1, RECIPES[name].whiten_bias_epochs)  # so that the stem's bias is frozen on the way
-    recipe = get_recipe(name, epochs=2, bs=64, whiten_bias_epochs=freeze_early)
+    fields = {"epochs": 2, "bs": 64, "whiten_bias_epochs": freeze_early, "pretrained": False, "input_size": 32}
+    recipe = get_recipe(name, **fields)
     learn = create_learner(dataloaders("digits", recipe, subset=150), recipe, seed=1)
     training = {"recipe": name, "data": "digits", "n_params": 1, "epochs_run": 1, "seed": 1, "hardware": "here"}
     facts = {

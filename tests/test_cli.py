@@ -20,8 +20,8 @@ from PIL import Image
 
 RUN_FILES = (
     "checkpoints confident_mistakes.png config.json confusion_matrix.png filters.png history.csv loss_curve.png "
-    "lr_schedule.png metrics.json per_class_accuracy.png predictions.csv predictions.png reliability.png report.html "
-    "risk_coverage.png samples.png top_losses.png"
+    "lr_schedule.png metrics.json per_class_accuracy.png predictions.csv predictions.png recipe.toml reliability.png "
+    "report.html risk_coverage.png samples.png top_losses.png"
 ).split()
 
 
@@ -175,13 +175,15 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"interrupted: the state is saved; go on with: python train.py --resume runs/\S+\n", errors)
+    assert re.fullmatch(
+        r"interrupted: the state is saved; go on with: python -m cifar_fastai train --resume runs/\S+\n", errors
+    )
 
 
 def test_recipes_are_listed(tmp_path):
     done = call("train.py", "--recipe", "help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("classic-adam", "classic-sgd", "fast", "cpu"):
+    for name in ("classic-adam", "classic-sgd", "fast", "cpu", "transfer"):
         assert f"\n{name}\n" in "\n" + done.stdout
 
 

@@ -6,6 +6,7 @@ from fastai.data.transforms import ToTensor
 from fasttransform import Transform
 from torch import Tensor
 
+from cifar_fastai import data as data_module
 from cifar_fastai import dataloaders, get_recipe
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError, UserError
@@ -139,6 +140,17 @@ def test_batches_by_slice_equal_batches_by_item(dls):
 class Nothing(Transform):
     def encodes(self, x):
         return x
+
+
+def test_images_stay_in_the_mapped_file_where_a_device_has_no_room_for_all(data, monkeypatch):
+    """Batches alone go there. torch's device without memory stands for one with too little."""
+    monkeypatch.setattr(data_module, "has_room", lambda device, n_bytes: False)
+    dl = dataloaders(data, get_recipe("classic-adam"), device=torch.device("cpu")).valid
+    dl.device = torch.device("meta")
+    images, labels = dl.dataset.tls[0].tfms.fs[0].tensors(dl.device)
+    assert images.data_ptr() == data.images.ctypes.data and labels.device.type == "cpu"
+    x, y = next(dl.create_batches(range(3)))
+    assert {x.device.type, x.rows.device.type, y.device.type} == {"meta"} and x.shape == (3, 3, 32, 32)
 
 
 def test_a_batch_size_beyond_the_images_still_trains(pictures):

@@ -14,13 +14,17 @@ from cifar_fastai.explain import grad_cam, overlay
 from cifar_fastai.explainer import SIDE, Explainer
 from cifar_fastai.images import fit_image
 from cifar_fastai.models import MODELS, create_model
+from cifar_fastai.pretrained import create_architecture
+
+ARCHITECTURES = ("resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x0_5")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", (*MODELS, *ARCHITECTURES))
 @pytest.mark.parametrize("size", [32, 48])
 def test_grad_cam_is_what_the_paper_says(name, size):
     torch.manual_seed(0)
-    model = create_model(name, n_classes=5, size=size).eval()
+    create = create_architecture if name in ARCHITECTURES else create_model
+    model = create(name, 5, 2 * size if name in ARCHITECTURES else size).eval()
     x, classes = torch.randn(3, 3, size, size), torch.tensor([4, 0, 2])
     kept = []
     handle = model.last_maps.register_forward_hook(lambda _, __, maps: (maps.retain_grad(), kept.append(maps))[0])

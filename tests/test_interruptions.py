@@ -71,12 +71,16 @@ def ordeal(digits_run, tmp_path_factory):
 
 @pytest.mark.parametrize(("leg", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("in the evaluation", 143)])
 def test_a_signal_saves_and_tells_the_way_on(ordeal, leg, code):
-    words = f"interrupted: the state is saved; go on with: python train.py --resume {ordeal.command[1]}\n"
+    words = f"interrupted: the state is saved; go on with: python -m cifar_fastai train --resume {ordeal.command[1]}\n"
     assert (ordeal.legs[leg].returncode, ordeal.legs[leg].stderr) == (code, words)
 
 
 def test_on_a_full_disk_the_earlier_checkpoint_stays(ordeal):
-    words = (".pth cannot be written (File too large)", "make room", f"python train.py --resume {ordeal.command[1]}")
+    words = (
+        ".pth cannot be written (File too large)",
+        "make room",
+        f"python -m cifar_fastai train --resume {ordeal.command[1]}",
+    )
     assert_clear_error(ordeal.legs["full disk"], 2, *words)
     assert (ordeal.before["epoch"], ordeal.before["batch"]) == (ordeal.after["epoch"], ordeal.after["batch"])
     assert all(torch.equal(value, ordeal.after["model"][name]) for name, value in ordeal.before["model"].items())

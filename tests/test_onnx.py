@@ -51,7 +51,8 @@ def change_network(folder, model: str, size: int) -> None:
     """Put another network into an export, at random but sure of itself: with scores that differ from class to class."""
     torch.manual_seed(0)
     network = create_model(model, 10, size).eval()
-    config = json.loads((folder / "config.json").read_text()) | {"model": model, "size": size, "temperature": 1.0}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model": model, "size": size, "input_size": size, "temperature": 1.0}
     scores = Export(folder, network, config).scores(check_images(size)[::20])
     config["temperature"] = scores.std(dim=1).mean().item() / 2
     probe = probe_images(size)

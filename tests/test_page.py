@@ -364,7 +364,7 @@ def test_nothing_from_an_export_becomes_markup():
     from cifar_fastai import fragments
 
     evil = "<img src=x onerror=alert(1)>![x](http://x/y.png)[z](javascript:alert(1))"
-    config = json.loads((SHIPPED / "config.json").read_text().replace('"cat"', json.dumps(evil)))
+    config = json.loads(json.dumps(load_export(SHIPPED).config).replace('"cat"', json.dumps(evil)))
     config |= {"name": evil, "model": f"{evil}`{evil}"}
     entries = [
         {"name": evil, "label": evil, "confidence": 0.5, "warnings": [evil]},

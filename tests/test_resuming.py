@@ -9,6 +9,7 @@ from test_training import random_data
 
 from cifar_fastai import create_learner, dataloaders, get_recipe, resuming
 from cifar_fastai.checkpoints import LAST, load
+from cifar_fastai.distributed import ALONE
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.resuming import collect
 from cifar_fastai.training import train
@@ -37,12 +38,13 @@ class Cut(Callback):
             raise KeyboardInterrupt
 
 
-def train_in_legs(folder, recipe, cuts, data="digits", subset=150):
+def train_in_legs(folder, recipe, cuts, data="digits", subset=150, processes=ALONE):
     """A training cut short after each (epoch, batch) of `cuts`, and each time resumed by a new learner."""
     folder.mkdir()  # in which all legs leave their files
     for number, cut in enumerate([*cuts, None]):
         torch.manual_seed(number)  # what is not put back shows
         learn = create_learner(dataloaders(data, recipe, subset=subset), recipe, seed=1)
+        learn.processes = processes
         if cut is None:
             keeper = Keeper()
             learn.add_cb(keeper)

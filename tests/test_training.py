@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
-from cifar_fastai.learner import ProgressiveResizing
+from cifar_fastai.learner import FreezeBody, ProgressiveResizing
 from cifar_fastai.sources import ImageData
 from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReturnMemory, train
 
@@ -125,8 +125,14 @@ def test_the_estimate_knows_that_images_grow():
     )
     sides = (16, 24, 32, 32)
     assert progress._costs() == (np.mean(np.square(sides)) / 16**2, 4.0)
-    progress.learn = SimpleNamespace()
+    progress.learn = SimpleNamespace(epoch=0, n_epoch=4)
     assert progress._costs() == (1.0, 1.0)
+
+
+def test_the_estimate_knows_that_a_body_thaws():
+    progress = Progress(io.StringIO())
+    progress.learn = SimpleNamespace(freeze_body=FreezeBody(1), epoch=0, n_epoch=4)
+    assert progress._costs() == ((0.5 + 3) / 4 / 0.5, 2.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone")
