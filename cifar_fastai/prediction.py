@@ -162,6 +162,7 @@ def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> i
     write, n_errors = WRITERS[style], 0
     if style == "csv":
         write("path", [("label", "confidence"), *((f"label_{k}", f"confidence_{k}") for k in range(2, topk + 1))])
+        sys.stdout.flush()  # the first answer may be long in coming
     with _progress(n) as advance:
         for answer in answers:
             if answer.error:

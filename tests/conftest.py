@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run two at a time; read when torch is imported
+
 import cifar_fastai.compat  # noqa: F401  the tests compare with torchvision, which is imported after this
 from cifar_fastai.download import Archive
 
