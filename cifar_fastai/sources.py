@@ -7,6 +7,7 @@ and the test split after it.
 import dataclasses
 import hashlib
 import io
+import mmap
 import os
 import pickle
 import sys
@@ -34,7 +35,7 @@ BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test
 BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
 BATCH_BYTES = 64_000_000  # more than any of CIFAR's batches
 TEST_SHARE, TEST_SEED = 0.2, 0
-CHUNK_FILES, CHUNK_BYTES = 512, 16_000_000  # of encoded images, decoded at once
+CHUNK_FILES, CHUNK_BYTES = 512, 4_000_000  # images decoded at once: at most so many, or so much before and after
 PARALLEL_AFTER = 0.5  # seconds; before that, starting processes costs more than it saves
 BLOCK_BYTES = 4_000_000  # of pixels worked on at once
 LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image>, and test/<class>/<image> if you have them."
@@ -373,7 +374,7 @@ class _Pictures:
                 self.damaged.append(f"{file.path} ({error})")
                 continue
             paths.append(file.path)
-            n_bytes += len(contents[-1])
+            n_bytes += len(contents[-1]) + 3 * self.size**2
             if len(paths) == CHUNK_FILES or n_bytes > CHUNK_BYTES:
                 yield paths, contents
                 paths, contents, n_bytes = [], [], 0
@@ -428,7 +429,11 @@ def _decoded(chunks: Iterator, size: int) -> Iterator:
 
 
 def _result(paths, future):
-    return paths, future.result()
+    pixels, reasons = future.result()
+    # Moved to pages of their own: what malloc gave between the pool's messages would stay with the process when freed.
+    pages = np.frombuffer(mmap.mmap(-1, pixels.nbytes), np.uint8).reshape(pixels.shape)
+    pages[:] = pixels
+    return paths, (pages, reasons)
 
 
 def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:

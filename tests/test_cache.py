@@ -235,11 +235,13 @@ def test_a_source_that_is_not_there(kept):
 # --- cost --------------------------------------------------------------------------------------------------------
 
 
-def test_reading_and_keeping_holds_the_images_once(tmp_path):
+@pytest.mark.parametrize("parallel_after", [-1.0, 1e9])
+def test_reading_and_keeping_holds_the_images_once(tmp_path, parallel_after):
     """4,000 images of 128 x 128 pixels, 197 MB: made, kept and mapped within that and 150 MB for all else."""
     code = (
         "import sys; from PIL import Image; from pathlib import Path\n"
         "import cifar_fastai.cache as cache; from cifar_fastai.run import peak_memory_mb\n"
+        f"import cifar_fastai.sources as sources; sources.PARALLEL_AFTER = {parallel_after}\n"
         "folder = Path(sys.argv[1])\n"
         "for name, colour in (('red', 200), ('blue', 20)):\n"
         "    (folder / 'train' / name).mkdir(parents=True)\n"

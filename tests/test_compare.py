@@ -214,7 +214,8 @@ def test_figures_classes_and_settings_of_a_real_run(digits_run, tmp_path, compar
 
 
 def test_published_results_are_compared_as_far_as_they_go(tmp_path):
-    done = call("-m", "cifar_fastai", "compare", *(ROOT / "results").iterdir(), cwd=tmp_path)
+    folders = [ROOT / "results" / name for name in ("README.md", "classic-adam", "classic-sgd", "cpu", "fast")]
+    done = call("-m", "cifar_fastai", "compare", *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shares = re.findall(r"^  ([\w-]+) +(\d\d\.\d\d)%  ", done.stdout, flags=re.M)
     assert [name for name, _ in shares] == ["cpu", "fast", "classic-sgd", "classic-adam"]
