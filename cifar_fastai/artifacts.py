@@ -45,7 +45,12 @@ TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are show
 }  # fmt: skip
 TEST_FIELDS = {
     "test_accuracy": NUMBER, "test_accuracy_tta": NUMBER, "test_accuracy_interval": list, "test_loss": NUMBER,
-    "ece": NUMBER, "false_alarm_rate": NUMBER,
+    "ece": NUMBER, "false_alarm_rate": NUMBER, "per_class": dict, "confusion_matrix": list, "risk_coverage": list,
+}  # fmt: skip
+ROW_FIELDS: dict[str, dict] = {  # of each row of the tables in "test"; those of "per_class" go by the names of the classes
+    "per_class": {"recall": NUMBER, "precision": NUMBER, "support": int},
+    "risk_coverage": {"threshold": NUMBER, "coverage": NUMBER, "accuracy": (*NUMBER, type(None))},
+    "reliability": {"count": int, "confidence": NUMBER, "accuracy": NUMBER},  # older exports have none
 }  # fmt: skip
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
@@ -246,12 +251,29 @@ def _parse_config(data: bytes) -> dict:
     )
     if not sound:
         raise ExportError(f"{CONFIG} holds impossible names, classes, size, mean, std, temperature or unfamiliar_below.")
+    if wrong := _misstated_tables(config["test"], classes):
+        raise ExportError(f"{CONFIG} misstates: {', '.join(wrong)}.")
     return config
 
 
 def _misstated(content: dict, fields: dict) -> list[str]:
     """Fields that are missing or of another type. (A bool is no number.)"""
-    return [key for key, kind in fields.items() if type(content.get(key)) not in (kind if kind is NUMBER else (kind,))]
+    return [key for key, kind in fields.items() if type(content.get(key)) not in (kind if type(kind) is tuple else (kind,))]
+
+
+def _misstated_tables(test: dict, classes: list) -> list[str]:
+    """The tables in "test" that could not be shown."""
+    per_class, matrix = test["per_class"], test["confusion_matrix"]
+    tables = {name: test.get(name, []) for name in ROW_FIELDS} | {"per_class": list(per_class.values())}
+    wrong = [
+        name
+        for name, rows in tables.items()
+        if type(rows) is not list or any(type(row) is not dict or _misstated(row, ROW_FIELDS[name]) for row in rows)
+    ]
+    counts = [count for row in matrix if type(row) is list and len(row) == len(matrix) for count in row]
+    if not len(counts) == len(matrix) ** 2 == len(classes) ** 2 or {*map(type, counts)} != {int}:
+        wrong.append("confusion_matrix")
+    return wrong if per_class.keys() == set(classes) else [*wrong, "per_class"]
 
 
 def _is_name(value) -> bool:

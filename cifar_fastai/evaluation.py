@@ -95,6 +95,7 @@ def split_figures(test: Predictions, classes) -> dict:
         "test_loss_uncalibrated": uncalibrated.losses.mean().item(),
         "ece": metrics.calibration_error(test.probabilities, labels),
         "ece_uncalibrated": metrics.calibration_error(uncalibrated.probabilities, labels),
+        "reliability": metrics.reliability(test.probabilities, labels),
         "per_class_accuracy": {name: figures_["recall"] for name, figures_ in per_class.items()},
         "per_class": per_class,
         "confusion_matrix": matrix.tolist(),
@@ -134,11 +135,10 @@ def evaluate(learn: Learner, folder: Path) -> dict:
     _write_predictions(folder / "predictions.csv", test, classes)
     interpretation = Interpretation(learn, learn.dls.test, test)
     before = metrics.reliability(replace(test, temperature=1.0).probabilities, test.labels)
-    after = metrics.reliability(test.probabilities, test.labels)
     pictures = {
         "confusion_matrix": figures.confusion_matrix(interpretation.confusion_matrix(), classes),
         "per_class_accuracy": figures.per_class_accuracy(found["per_class_accuracy"], test.accuracy),
-        "reliability": figures.reliability(before, after, found["ece_uncalibrated"], found["ece"]),
+        "reliability": figures.reliability(before, found["reliability"], found["ece_uncalibrated"], found["ece"]),
         "risk_coverage": figures.risk_coverage(*_ranked(test)),
         "top_losses": _top_losses(learn, interpretation, classes),
         "confident_mistakes": _confident_mistakes(learn.dls.data, test, classes),

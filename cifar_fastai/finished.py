@@ -19,7 +19,7 @@ from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.robustness import judge
-from cifar_fastai.run import export_run, git_commit, pick_device, record_metrics, say
+from cifar_fastai.run import EXPORTED_FIGURES, export_run, git_commit, pick_device, record_metrics, say
 from cifar_fastai.runfolder import check_same_data, read_finished, recipe_of, write_json
 from cifar_fastai.sources import ImageData
 
@@ -87,7 +87,7 @@ def reexport_run(folder: Path, exports: Path, name: str | None = None, source: s
 
 
 def _check_evaluated(folder: Path, metrics: dict) -> None:
-    if "unfamiliar_below" not in metrics:
+    if not metrics.keys() >= {"unfamiliar_below", *EXPORTED_FIGURES}:
         raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
 
 

@@ -139,7 +139,8 @@ def quality(config: dict) -> str:
         f'<div class="quality"><h2>On its test images</h2>{_figures(test)}'
         f"<h2>What is taken for what</h2>{_matrix(test['confusion_matrix'], classes)}"
         f'<div class="pair"><div><h2>Class by class</h2>{_per_class(test["per_class"])}</div>'
-        f"<div><h2>When only sure answers count</h2>{_risk_coverage(test['risk_coverage'])}</div></div>"
+        f"<div><h2>When only sure answers count</h2>{_risk_coverage(test['risk_coverage'])}"
+        f"{_reliability(test.get('reliability'))}</div></div>"
         f"<h2>Model card</h2>{card(config)}</div>"
     )
 
@@ -210,6 +211,33 @@ def _risk_coverage(rows: list[dict]) -> str:
         '<div class="scroll"><table class="plain"><thead><tr><th class="number">Confidence at least</th><th></th>'
         '<th class="number">Images left</th><th class="number">Right of those</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _reliability(bins: list[dict] | None) -> str:
+    """The reliability diagram: how often answers are right, by how sure they are. Older exports have no bins for it."""
+    if not bins:
+        return ""
+    most = max(row["count"] for row in bins)
+    points = [(300 * row["confidence"], 200 - 200 * row["accuracy"], 2 + 7 * (row["count"] / most) ** 0.5) for row in bins]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>' for x, y, radius in points)
+    words = "; ".join(
+        f"{row['accuracy']:.0%} right of {row['count']:,} with a confidence of {row['confidence']:.0%} on average"
+        for row in bins
+    )
+    ticks = "".join(
+        f'<text x="{3 * share}" y="218" text-anchor="middle">{share} %</text>'
+        f'<text x="-8" y="{204 - 2 * share}" text-anchor="end">{share} %</text>'
+        for share in (0, 50, 100)
+    )
+    return (
+        "<h2>Whether the confidence can be believed</h2>"
+        '<p class="quiet">The share that was right of answers about as sure, which on the dotted line is just what the '
+        "confidence says. The larger a point, the more answers.</p>"
+        f'<svg class="chart" viewBox="-45 -12 365 250" role="img" aria-label="Reliability diagram: {words}">'
+        f'<path d="M0 0V200H300M0 200L300 0"/>{ticks}<text x="150" y="234" text-anchor="middle">confidence</text>'
+        f'<polyline points="{line}"/>{dots}</svg>'
     )
 
 

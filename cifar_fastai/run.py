@@ -44,8 +44,8 @@ from cifar_fastai.training import Training, train
 
 SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
 EXPORTED_FIGURES = (
-    "test_accuracy", "test_accuracy_interval", "test_accuracy_tta", "test_loss", "ece", "per_class", "confusion_matrix",
-    "risk_coverage", "false_alarm_rate",
+    "test_accuracy", "test_accuracy_interval", "test_accuracy_tta", "test_loss", "ece", "reliability", "per_class",
+    "confusion_matrix", "risk_coverage", "false_alarm_rate",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 

@@ -216,6 +216,16 @@ def test_risk_and_coverage_by_counting(metrics, predictions):
         assert row["accuracy"] == pytest.approx(right[counted].mean(), abs=2e-3)
 
 
+def test_reliability_by_counting(metrics, predictions):
+    confidences = np.array([float(row["confidence"]) for row in predictions])
+    right = np.array([row["label"] == row["predicted"] for row in predictions])
+    bins = [right[inside] for n in range(15) if (inside := (n / 15 <= confidences) & (confidences < (n + 1) / 15)).any()]
+    bins[-1] = np.append(bins[-1], right[confidences == 1])
+    assert [(row["count"], row["accuracy"]) for row in metrics["reliability"]] == [
+        (len(inside), pytest.approx(inside.mean())) for inside in bins
+    ]
+
+
 def test_calibration_changes_no_prediction_and_lowers_the_validation_loss(metrics, digits_run):
     assert metrics["temperature"] != 1.0 and metrics["test_accuracy"] > 0.9
     config = json.loads((digits_run.export / "config.json").read_text())

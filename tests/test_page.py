@@ -286,6 +286,11 @@ def test_how_good_it_is(visit):
     assert re.findall(r"[\d.]+%", text[text.index("Recognised") :])[: 2 * len(recalls) : 2] == recalls
     for words in (f"{test['test_accuracy']:.2%}", f"{test['test_accuracy_tta']:.2%}", "not for decisions about people"):
         assert words in text
+    diagram = page.locator("svg.chart")
+    points = [[float(dot.get_attribute(key)) for key in ("cx", "cy")] for dot in diagram.locator("circle").all()]
+    bins = [[300 * row["confidence"], 200 - 200 * row["accuracy"]] for row in test["reliability"]]
+    assert np.allclose(points, bins, atol=0.1)
+    assert f"right of {test['reliability'][-1]['count']:,} with" in diagram.get_attribute("aria-label")
 
 
 def test_another_export_and_a_damaged_one(visit, exports):
