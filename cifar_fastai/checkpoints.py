@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -65,6 +66,8 @@ def load(path: Path) -> dict:
             if damaged := file.testzip():
                 raise ValueError(f"{damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own words advise to run what the file holds
+        raise UserError(f"{path} cannot be used: it holds other things than tensors and plain values.") from None
     except Exception as error:  # zipfile and torch raise nearly anything on a damaged file
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise UserError(f"{path} cannot be used: {reason}") from None
