@@ -170,7 +170,7 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> lis
 class Lookahead(Callback):
     """Every `steps` steps, moves slow copies of the weights towards the fast ones and sets the fast ones to them.
 
-    The slow copies keep a share of decay * (t / T)^3 of themselves, t of T steps being done; after the last step the
+    It does so 50 times in a short training too, or the network would end with the weights that it began with. The slow copies keep a share of decay * (t / T)^3 of themselves, t of T steps being done; after the last step the
     network is given the slow copies. M. Zhang et al., https://arxiv.org/abs/1907.08610; the growing share is airbench94's.
     """
 
@@ -186,9 +186,9 @@ class Lookahead(Callback):
             self.slow = [weight.detach().clone() for weight in self._weights()]
 
     def after_batch(self):
-        if self.training and (self.train_iter + 1) % self.steps == 0:
-            done = self.train_iter / (self.n_epoch * len(self.dls.train))
-            share = self.decay * done**3
+        total = self.n_epoch * len(self.dls.train)
+        if self.training and (self.train_iter + 1) % max(1, min(self.steps, total // 50)) == 0:
+            share = self.decay * (self.train_iter / total) ** 3
             torch._foreach_lerp_(self.slow, self._weights(), 1 - share)
             torch._foreach_copy_(self._weights(), self.slow)
 

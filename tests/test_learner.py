@@ -86,12 +86,12 @@ def test_the_whitening_bias_stops_after_its_epochs(data):
 
 
 def test_lookahead_against_its_definition():
-    """Follow one weight by hand through ten steps."""
+    """Follow one weight by hand through a hundred steps."""
 
     class Fake:
         n_epoch, training, epoch = 1, True, 0
         model = nn.Linear(1, 1, bias=False)
-        dls = type("Dls", (), {"train": range(10)})
+        dls = type("Dls", (), {"train": range(100)})
 
     lookahead = Lookahead(steps=2)
     lookahead.learn = Fake
@@ -99,18 +99,28 @@ def test_lookahead_against_its_definition():
     weight.fill_(1.0)
     lookahead.before_fit()
     slow = fast = 1.0
-    for step in range(10):
-        fast -= 0.1 * (step + 1)
+    for step in range(100):
+        fast -= 0.01 * (step + 1)
         weight.fill_(fast)
         Fake.train_iter = step
         lookahead.after_batch()
         if step % 2 == 1:
-            share = 0.95**5 * (step / 10) ** 3
+            share = 0.95**5 * (step / 100) ** 3
             slow = fast = slow * share + fast * (1 - share)
         assert weight.item() == pytest.approx(fast, abs=1e-5)
     weight.fill_(99.0)
     lookahead.after_train()
     assert weight.item() == pytest.approx(slow, abs=1e-5)
+
+
+def test_a_training_shorter_than_lookaheads_steps_learns(data):
+    recipe = get_recipe("cpu", bs=24, epochs=1)
+    dls = dataloaders(data, recipe, subset=200)
+    learn = create_learner(dls, recipe, seed=1)
+    before = learn.model.head.weight.detach().clone()
+    assert len(dls.train) < recipe.lookahead_steps
+    fit(learn, recipe)
+    assert (learn.model.head.weight - before).norm() > 0.01 * before.norm()
 
 
 def test_label_smoothing_reaches_the_loss(data):
