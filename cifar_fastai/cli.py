@@ -244,7 +244,8 @@ def _training(options):
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
         name, reason = auto_recipe(device, pretrained=overrides.get("model", "small") not in MODELS)
-        print(f"auto     recipe {name} on {device}: {reason}", flush=True)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
+            print(f"auto     recipe {name} on {device}: {reason}", flush=True)
     run_options = RunOptions(
         source=options.data,
         seed=options.seed,

@@ -170,7 +170,8 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> lis
 class Lookahead(Callback):
     """Every `steps` steps, moves slow copies of the weights towards the fast ones and sets the fast ones to them.
 
-    It does so 50 times in a short training too, or the network would end with the weights that it began with. The slow copies keep a share of decay * (t / T)^3 of themselves, t of T steps being done; after the last step the
+    In a short training it does so more often, 50 times in all: the network would else end with the weights it began with.
+    The slow copies keep a share of decay * (t / T)^3 of themselves, t of T steps being done; after the last step the
     network is given the slow copies. M. Zhang et al., https://arxiv.org/abs/1907.08610; the growing share is airbench94's.
     """
 
