@@ -33,8 +33,9 @@ from cifar_fastai.manifest import (
     write_manifest,
 )
 from cifar_fastai.models import MODELS, create_model, familiarity
+from cifar_fastai.sources import MAX_CLASSES
 
-MAX_CLASSES, MAX_NAME = 10_000, 255
+MAX_NAME = 255
 NUMBER = (int, float)
 CONFIG_FIELDS = {  # of config.json, all of them
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,

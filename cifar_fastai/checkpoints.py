@@ -12,7 +12,7 @@ import torch
 
 from cifar_fastai.errors import UserError
 
-FORMAT = 1  # of the state in last.pth
+FORMAT = 2  # of the state in last.pth
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "previous.pth"
 
 
@@ -65,12 +65,14 @@ def load(path: Path) -> dict:
         with zipfile.ZipFile(path) as file:  # torch itself reads changed bytes without complaint
             if damaged := file.testzip():
                 raise ValueError(f"{damaged} is damaged")
+            if folders := [member.filename for member in file.infolist() if member.external_attr]:
+                raise ValueError(f"{folders[0]} is damaged")  # marked as a folder, torch leaves its tensor uninitialised
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own words advise to run what the file holds
         raise UserError(f"{path} cannot be used: it holds other things than tensors and plain values.") from None
-    except Exception as error:  # zipfile and torch raise nearly anything on a damaged file
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be used: {reason}") from None
+    except Exception as error:  # zipfile and torch raise nearly anything on a damaged file, some of it without words
+        reason = getattr(error, "strerror", None) or str(error) or "it is damaged"
+        raise UserError(f"{path} cannot be used: {reason.splitlines()[0]}") from None
 
 
 def load_last(folder: Path) -> dict | None:

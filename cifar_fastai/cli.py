@@ -243,7 +243,7 @@ def _training(options):
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
-        name, reason = auto_recipe(device, pretrained=overrides.get("model", "small") not in MODELS)
+        name, reason = auto_recipe(device, overrides.get("model"))
         if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
             print(f"auto     recipe {name} on {device}: {reason}", flush=True)
     run_options = RunOptions(
@@ -256,8 +256,11 @@ def _training(options):
         command=f"{options.program} {shlex.join(options.argv)}",
     )
     recipe = get_recipe(name, **overrides)
-    if overrides.get("pretrained") and recipe.model in MODELS:
-        raise UserError(f"--pretrained is for models such as resnet18; {recipe.model!r} is always trained from scratch.")
+    if recipe.model in MODELS and (alien := [field for field in ("pretrained", "input_size") if overrides.get(field)]):
+        option = f"--{alien[0].replace('_', '-')}"
+        raise UserError(
+            f"{option} is for models such as resnet18; {recipe.model!r} starts from scratch, on images as they are."
+        )
     return recipe, run_options
 
 
@@ -399,7 +402,7 @@ def _add_serve_arguments(parser):
 
 def _serve(options) -> int:
     user, colon, password = (options.auth or "").partition(":")
-    if options.auth and not (user and colon and password):
+    if options.auth is not None and not (user and colon and password):
         raise UserError("--auth takes USER:PASSWORD.")
     if not 1 <= options.port <= 65535:
         raise UserError(f"--port must lie between 1 and 65535, not {options.port}.")
@@ -415,7 +418,7 @@ def _serve(options) -> int:
         host=options.host,
         port=options.port,
         share=options.share,
-        auth=(user, password) if options.auth else None,
+        auth=None if options.auth is None else (user, password),
         max_queue=options.max_queue,
     )
     return 0
@@ -436,6 +439,7 @@ def _evaluate(options) -> int:
     from cifar_fastai.artifacts import find_export, load_export
     from cifar_fastai.cache import load_data
     from cifar_fastai.finished import corrupt_export, corrupt_run, evaluate_export, evaluate_run
+    from cifar_fastai.metrics import with_interval
 
     if (Path(options.what) / "checkpoints").is_dir():
         _refuse_digest(options)
@@ -450,9 +454,8 @@ def _evaluate(options) -> int:
         corrupt_export(export, data)
         return 0
     figures = evaluate_export(export, data)
-    low, high = figures["test_accuracy_interval"]
     print(f"data      {data.n_test:,} test images of {data.source} ({data.encoding})")
-    print(f"accuracy  {figures['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"accuracy  {with_interval(figures['test_accuracy'], figures['test_accuracy_interval'])}")
     print(f"with TTA  {figures['test_accuracy_tta']:.2%}")
     print(f"top 2     {figures['test_top2_accuracy']:.2%}")
     print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
@@ -549,7 +552,7 @@ def _data(options) -> int:
     for entry in entries:
         verdict = (entry.damage and f"DAMAGED: {entry.damage}") or ((options.verify and "whole") or "")
         print(f"  {entry.bytes / 1e6:>8,.1f} MB  {entry.path.name}  {entry.about}  {verdict}".rstrip())
-    print(f"--data is {options.data} where nothing else is said")
+    print(f"--data: {options.data}")
     return DataError.exit_code if any(entry.damage for entry in entries) else 0
 
 

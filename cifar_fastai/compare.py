@@ -22,14 +22,15 @@ from scipy.stats import binomtest, ttest_ind
 from cifar_fastai import figures
 from cifar_fastai.errors import UserError
 from cifar_fastai.metrics import per_class, wilson_interval
-from cifar_fastai.recipes import Recipe
+from cifar_fastai.pretrained import FROM_SCRATCH
+from cifar_fastai.recipes import DESCRIPTION, Recipe
 from cifar_fastai.report import page, picture, table
 from cifar_fastai.run import say
 from cifar_fastai.runfolder import read_finished
 
 ALPHA = 0.05  # a difference is called larger than chance if its p, corrected for the number of comparisons, lies below
-WORDS = ("name", "about", "measured")  # fields of a recipe that change no training
-CIRCUMSTANCES = ("data", "subset", "seed", "device")  # of config.json, beside the recipe
+CIRCUMSTANCES = ("data", "subset", "seed", "device", "processes", "initial_weights")  # of config.json, beside the recipe
+OTHERS = {"find-lr": "lr_find.json", "tune": "trials.csv"}  # by which their folders are known
 NO_VALUE = "-"
 
 
@@ -75,21 +76,23 @@ class Run:
 
     @property
     def hyperparameters(self) -> dict:
-        return {name: value for name, value in self.config["recipe"].items() if name not in WORDS}
+        return {name: value for name, value in self.config["recipe"].items() if name not in DESCRIPTION}
 
     @property
     def configuration(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
         where = {name: self.config.get(name) for name in ("subset", "device")}
+        where |= {"processes": self.config.get("processes", 1), "weights": self.config.get("initial_weights", FROM_SCRATCH)}
         return json.dumps([self.hyperparameters, where, self.test_data], sort_keys=True)
 
 
 def open_runs(folders: list[Path]) -> list[Run]:
-    """The runs, highest validation accuracy first. Files among the folders are passed over, and said so."""
-    for path in folders:
-        if path.is_file():
-            say("note", f"{path} is a file, not a run folder: left out")
-    folders = [path for path in folders if not path.is_file()]
+    """The runs, highest validation accuracy first. Passed over, and said so, are files, and what find-lr and tune left."""
+    others = {path: "file" for path in folders if path.is_file()}
+    others |= {path: f"folder of {command}'s" for path in folders for command in OTHERS if (path / OTHERS[command]).exists()}
+    for path, kind in others.items():
+        say("note", f"{path} is a {kind}, not a run folder: left out")
+    folders = [path for path in folders if path not in others]
     for place, path in enumerate(folders):
         if not path.is_dir():
             raise UserError(f"There is no run folder {path}.")
@@ -230,7 +233,7 @@ class Seeds:
 
     label: str
     runs: list[Run]
-    spares: list[Run]  # runs of a seed that is there already: no second draw, so they count for nothing
+    duplicates: list[Run]  # runs of a seed that is there already: no second draw, so they count for nothing
 
     def values(self, figure: str) -> list[float]:
         return [run.metrics[figure] for run in self.runs]
@@ -251,9 +254,9 @@ def seed_groups(runs: list[Run]) -> list[Seeds]:
     for members in alike.values():
         by_seed = {run.config["seed"]: run for run in reversed(members)}
         if len(by_seed) > 1:
-            spares = [run for run in members if by_seed[run.config["seed"]] is not run]
+            duplicates = [run for run in members if by_seed[run.config["seed"]] is not run]
             label = re.sub(r"-seed\d+$", "", members[0].label)
-            groups.append(Seeds(label, list(reversed(by_seed.values())), spares))
+            groups.append(Seeds(label, list(reversed(by_seed.values())), duplicates))
     labels = _distinct([group.label for group in groups], [group.runs[0].label for group in groups])
     groups = [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
     return sorted(groups, key=lambda group: -group.mean("valid_accuracy"))
@@ -343,8 +346,8 @@ def _spread(runs: list[Run]) -> list[Section]:
         figures_ = (f"{group.mean(key):.2%} ± {100 * group.std(key):.2f}" for key in columns)
         rows.append((group.label, str(len(group.runs)), *figures_))
     notes = ["Mean ± standard deviation over runs that differ in nothing but the seed."]
-    if spares := [run.label for group in groups for run in group.spares]:
-        notes.append(f"A seed run before, therefore not counted: {', '.join(spares)}.")
+    if duplicates := [run.label for group in groups for run in group.duplicates]:
+        notes.append(f"A seed run before, therefore not counted: {', '.join(duplicates)}.")
     return [Section("Several seeds", heads, rows, [*notes, *_welch_sentences(groups)])]
 
 
@@ -481,7 +484,7 @@ def _curves(runs: list[Run]) -> str:
     """Everyone's curves; runs that differ in nothing but the seed share a line's colour and name."""
     names = {run.label: run.label for run in runs}
     for group in seed_groups(runs):
-        names |= {run.label: f"{group.label} ({len(group.runs)} seeds)" for run in (*group.runs, *group.spares)}
+        names |= {run.label: f"{group.label} ({len(group.runs)} seeds)" for run in (*group.runs, *group.duplicates)}
     file = io.BytesIO()
     figures.curves([(names[run.label], run.history) for run in runs]).savefig(file, format="png", dpi=150)
     caption = f"Validation by epoch, on {runs[0].metrics['data']['source']}"

@@ -210,9 +210,12 @@ def _training_rows(data: ImageData, subset: int | None, seed: int) -> np.ndarray
     if subset is None or subset == data.n_train:
         return np.arange(data.n_train)
     least = math.ceil(len(data.classes) / MIN_VALID_PCT)  # so that every class finds a place in the validation split
-    if not least <= subset <= data.n_train:
-        raise UserError(f"subset must lie between {least} and the {data.n_train} training images, not {subset}.")
-    rows, _ = train_test_split(
-        np.arange(data.n_train), train_size=subset, stratify=data.labels[: data.n_train], random_state=seed
-    )
+    most = data.n_train - len(data.classes)  # scikit-learn wants one of each class to be left out, too
+    if not least <= subset <= most:
+        raise UserError(f"subset must lie between {least} and {most}, or be all {data.n_train} images, not {subset}.")
+    labels = data.labels[: data.n_train]
+    try:
+        rows, _ = train_test_split(np.arange(data.n_train), train_size=subset, stratify=labels, random_state=seed)
+    except ValueError as error:  # a class of one image
+        raise DataError(f"{data.source}: too few training images to draw {subset} of them by class: {error}") from None
     return np.sort(rows)

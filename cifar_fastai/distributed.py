@@ -19,9 +19,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cifar_fastai.augment import Augment
-from cifar_fastai.errors import ProcessLost, UserError
+from cifar_fastai.errors import ProcessLost, UserError, first_line
 
-PATIENCE = timedelta(minutes=10)  # with a process that lives and says nothing; the end of one is noticed at once
+TIMEOUT = timedelta(minutes=10)  # with a process that lives and says nothing; the end of one is noticed at once
 
 
 class Processes:
@@ -131,9 +131,9 @@ def joined(device: str):
     _choose_gpu(device, int(os.environ.get("LOCAL_RANK", rank)))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"Process {rank} of {size} cannot reach the others ({_first_line(error)}).") from None
+        raise UserError(f"Process {rank} of {size} cannot reach the others ({first_line(error)}).") from None
     hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}  # or fastai would gather every loss by itself
     try:
         with Path(os.devnull).open("w") as nowhere, nullcontext() if rank == 0 else redirect_stdout(nowhere):
@@ -159,11 +159,7 @@ def _noticing_ends():
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost(f"Another process of this training has ended or fell silent ({_first_line(error)}).") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+        raise ProcessLost(f"Another process of this training has ended or fell silent ({first_line(error)}).") from None
 
 
 class TrainTogether(Callback):

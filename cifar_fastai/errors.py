@@ -53,3 +53,9 @@ class Interrupted(KeyboardInterrupt):
 
 class TrackingWarning(UserWarning):
     """A run goes on without being logged to a tracker that it should be logged to."""
+
+
+def first_line(error) -> str:
+    """What an error says, in one line of some length; its kind if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours, told apart by colour-blind eyes
+MOST_FILTERS = 64  # shown; more take long to draw
 SEVERAL = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
@@ -213,9 +214,11 @@ def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int
 
 def filters(weights: np.ndarray) -> Figure:
     """The filters (N, 3, h, w) of a first convolution, each stretched over the whole range of colours."""
+    n, weights = len(weights), weights[:MOST_FILTERS]
     span = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     images = ((weights / np.where(span > 0, span, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
-    title = f"What the first layer looks for: {len(weights)} filters of {weights.shape[2]} x {weights.shape[3]} pixels"
+    shown = f"{n} filters" if n <= MOST_FILTERS else f"{MOST_FILTERS} of its {n} filters"
+    title = f"What the first layer looks for: {shown} of {weights.shape[2]} x {weights.shape[3]} pixels"
     return image_grid(images, [""] * len(images), title, columns=8)
 
 

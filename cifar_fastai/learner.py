@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from cifar_fastai.augment import Augment, mix
 from cifar_fastai.distributed import ALONE
-from cifar_fastai.errors import UserError
 from cifar_fastai.models import MODELS, WhitenedNet, create_model
 from cifar_fastai.pretrained import TransferNet, check_model, create_architecture, create_pretrained, network_side
 from cifar_fastai.recipes import Recipe
@@ -99,8 +98,6 @@ def _create_model(recipe: Recipe, dls: DataLoaders, blank: bool) -> nn.Module:
             model.init_whitening(_training_images(dls))
         if recipe.dirac:
             model.init_identity()
-    elif recipe.start_size:
-        raise UserError(f"start_size: the model {recipe.model!r} takes images of one size only; base and large take any.")
     return model
 
 
@@ -188,7 +185,7 @@ class Lookahead(Callback):
 
     def after_batch(self):
         total = self.n_epoch * len(self.dls.train)
-        if self.training and (self.train_iter + 1) % max(1, min(self.steps, total // 50)) == 0:
+        if self.training and self.train_iter % max(1, min(self.steps, total // 50)) == 0:
             share = self.decay * (self.train_iter / total) ** 3
             torch._foreach_lerp_(self.slow, self._weights(), 1 - share)
             torch._foreach_copy_(self._weights(), self.slow)

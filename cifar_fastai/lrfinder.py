@@ -13,6 +13,7 @@ from fastai.learner import Learner
 from cifar_fastai import figures
 from cifar_fastai.distributed import check_alone
 from cifar_fastai.errors import TrainingDiverged
+from cifar_fastai.pretrained import check_model
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.run import RunOptions, announce, configuration, prepare, run_name, say
 from cifar_fastai.runfolder import make_run_folder, write_json
@@ -71,6 +72,7 @@ def find_lr(recipe: Recipe, options: RunOptions) -> tuple[Path, LrSearch]:
     Raises UserError and its kinds.
     """
     check_alone("find-lr")
+    check_model(recipe)  # as it is; the search leaves some of it out
     started = time.time()
     learn = prepare(without_epochs(recipe), options)
     folder = make_run_folder(options.out, f"find-lr-{run_name(recipe, options, learn.dls.data)}", started)

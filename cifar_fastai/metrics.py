@@ -1,8 +1,5 @@
 """Figures of merit of a classifier, from its logits or probabilities (N, C) and the labels (N,), all on the CPU."""
 
-import cifar_fastai.compat  # noqa: F401  before torchvision, which torchmetrics imports
-
-# isort: split
 import math
 
 import numpy as np
@@ -19,6 +16,11 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Share of the images whose label is among the k highest scores."""
     return (scores.topk(k, dim=1).indices == labels[:, None]).any(dim=1).double().mean().item()
+
+
+def with_interval(share: float, interval) -> str:
+    """Both in percent."""
+    return "{:.2%} (95 % interval {:.2%} to {:.2%})".format(share, *interval)
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
@@ -95,11 +97,9 @@ def unfamiliar_below(familiarity: Tensor) -> float:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, over N_BINS bins weighted by their images."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    n_classes = probabilities.shape[1]
-    return multiclass_calibration_error(probabilities, labels, num_classes=n_classes, n_bins=N_BINS).item()
+    """Expected calibration error: how far confidence and accuracy lie apart in a bin of `reliability`, by their images."""
+    bins = reliability(probabilities, labels)
+    return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / len(labels)
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> list[dict]:

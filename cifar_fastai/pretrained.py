@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
-from cifar_fastai.errors import DataError, UserError
+from cifar_fastai.errors import DataError, UserError, first_line
 from cifar_fastai.models import MODELS, TwoHalves
 from cifar_fastai.recipes import Recipe, nearest
 
 UNFIT = ("googlenet", "inception_v3")  # they have several outputs, and weights made for images normalised otherwise
-PATIENCE = 10  # seconds that a server may be silent
+TIMEOUT = 10  # seconds that a server may be silent
 HUB_FILE = "model.safetensors"  # in each of timm's repositories
 HIDDEN = 512  # units of the head's hidden layer
 
@@ -93,11 +93,13 @@ def look_through(body: nn.Module, side: int) -> tuple[int, str]:
 
     with ExitStack() as stack, torch.no_grad():
         for name, module in body.named_modules():
+            if isinstance(module, nn.Dropout | nn.Softmax):
+                continue  # what these put out in a transformer is attention, square too
             stack.enter_context(module.register_forward_hook(hook(name)))
         try:
             features = body.eval()(torch.zeros(1, 3, side, side, device=next(body.parameters()).device))
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(_first_line(error)) from None
+            raise ValueError(first_line(error)) from None
     body.train()
     if features.ndim != 2 or not maps:
         raise ValueError("it is no classifier of images")
@@ -120,16 +122,20 @@ def is_architecture(name: str) -> bool:
 
 
 def check_model(recipe: Recipe) -> None:
-    """Raises UserError, naming the nearest, if there is no model of the recipe's name, or if it takes no weights."""
+    """Raises UserError if there is no model of the recipe's name, naming the nearest, or if the recipe is not for it."""
     name = recipe.model
-    if name in MODELS:
-        if recipe.weights:
-            raise UserError(f"--weights is for pretrained models such as resnet18; {name!r} is trained from scratch.")
-        return
-    if not is_architecture(name):
+    if name in MODELS and recipe.weights:
+        raise UserError(f"--weights is for pretrained models such as resnet18; {name!r} is trained from scratch.")
+    if name not in MODELS and not is_architecture(name):
         raise UserError(
             f"There is no model {name!r}.{nearest(name, [*MODELS, *architectures()])} "
             f"There are: {', '.join(MODELS)}, and the classifiers of torchvision.models and timm{timm_hint()}."
+        )
+    if recipe.start_size and name not in ("base", "large"):
+        suited = "classic-sgd" if name in MODELS else "transfer"
+        raise UserError(
+            f"The model {name!r} takes images of one size, and the recipe {recipe.name!r} begins with smaller ones "
+            f"(start_size). Choose --recipe {suited}, or the model base or large."
         )
 
 
@@ -280,7 +286,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from None
     except Exception as error:  # nearly anything, on a file that is none; torch's words advise to let its code run
         raise DataError(f"{path} is no file of weights, or a damaged one ({type(error).__name__}).") from None
-    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+    if not (isinstance(found, dict) and all(isinstance(key, str) and isinstance(found[key], Tensor) for key in found)):
         raise DataError(
             f"{path} holds no state dict: a tensor for each name, as `torch.save(model.state_dict(), …)` writes."
         )
@@ -303,14 +309,16 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 
 
 def _published(name: str) -> nn.Module:
-    """An architecture with the weights that torchvision or timm publish, from where they keep downloads if it is there."""
+    """An architecture with the weights that torchvision or timm publish, from their download cache if they are in it."""
+    if name not in _torchvision_names() and not _timm().get_pretrained_cfg(name).hf_hub_id:
+        raise DataError(f"timm publishes no weights of {name!r}: train --from-scratch, or give your own as --weights FILE.")
     try:
-        with _impatience(), redirect_stderr(sys.stdout):  # where progress goes; standard error is for errors
+        with _socket_timeout(), redirect_stderr(sys.stdout):  # where progress goes; standard error is for errors
             if name not in _torchvision_names():
                 _ask_hub_once(name)
             return _architecture(name, pretrained=True)
     except Exception as error:  # nearly anything, from what a proxy answers to a damaged file kept from the last time
-        reason = _first_line(getattr(error, "reason", error))
+        reason = first_line(getattr(error, "reason", error))
         raise DataError(
             f"The pretrained weights of {name!r} cannot be had ({reason}).\n"
             f"Fetch {_published_at(name)} elsewhere and give the file as --weights FILE, or train --from-scratch."
@@ -329,20 +337,15 @@ def _ask_hub_once(name: str) -> None:
 
     repository = _timm().get_pretrained_cfg(name).hf_hub_id
     if not isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
-        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=PATIENCE)
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=TIMEOUT)
 
 
 @contextmanager
-def _impatience():
+def _socket_timeout():
     """Lets no connection be silent for long; torch.hub itself would wait for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _first_line(error) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -12,6 +12,7 @@ from cifar_fastai.errors import UserError
 from cifar_fastai.tomlfiles import read_toml, to_toml
 
 MIN_VALID_PCT, MAX_VALID_PCT = 0.10, 0.20
+DESCRIPTION = ("name", "about", "measured")  # fields of a recipe that change no training
 MIN_SIZE, MAX_SIZE = 32, 128
 MAX_INPUT_SIZE = 512
 AUGMENTATION_LIMITS = {  # beyond which the arithmetic makes no image any more
@@ -321,12 +322,11 @@ def search_space(recipe: Recipe) -> dict[str, tuple[float, float, bool]]:
     }
 
 
-def auto_recipe(device_type: str, pretrained: bool = False) -> tuple[str, str]:
-    """The recipe that suits a device ("cuda", "mps" or "cpu"), and the reason in words.
-
-    pretrained: whether the model is an architecture with published weights.
-    """
-    if pretrained:
+def auto_recipe(device_type: str, model: str | None = None) -> tuple[str, str]:
+    """The recipe that suits a device ("cuda", "mps" or "cpu") and the model that was asked for; and the reason in words."""
+    if model == "small":
+        return "classic-sgd", "made for the small network"
+    if model not in (None, "base", "large"):
         return "transfer", "made for networks that others have trained"
     if device_type == "cpu":
         return "cpu", "the most accurate recipe here, made for a CPU"

@@ -178,7 +178,7 @@ def _generators() -> dict:
     """States of the global random generators."""
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = torch.cuda.get_rng_state()
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states
@@ -186,7 +186,7 @@ def _generators() -> dict:
 
 def _set_generators(states: dict) -> None:
     setters = {"python": random.setstate, "numpy": np.random.set_state, "torch": torch.set_rng_state,
-               "cuda": torch.cuda.set_rng_state_all, "mps": torch.mps.set_rng_state}  # fmt: skip
+               "cuda": torch.cuda.set_rng_state, "mps": torch.mps.set_rng_state}  # fmt: skip
     for name, state in states.items():
         setters[name](state)
 

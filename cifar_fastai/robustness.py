@@ -33,8 +33,8 @@ def judge(scores: Callable[[Tensor], Tensor], data: ImageData, labels: np.ndarra
         shares = [*right[kind].mean(axis=1), right[kind].mean()]
         say("", _row(kind, [f"{share:.1%}" for share in shares]))
     found = _figures(clean, right)
-    say("clean", f"accuracy {_with_interval(found['clean_accuracy'], found['clean_accuracy_interval'])}")
-    mean = _with_interval(found["mean_corruption_accuracy"], found["mean_corruption_accuracy_interval"])
+    say("clean", f"accuracy {metrics.with_interval(found['clean_accuracy'], found['clean_accuracy_interval'])}")
+    mean = metrics.with_interval(found["mean_corruption_accuracy"], found["mean_corruption_accuracy_interval"])
     say("mean", f"corruption accuracy {mean}, {found['drop'] * 100:.2f} points below clean")
     say("worst", f"{found['worst_kind']}, {found['kind_accuracy'][found['worst_kind']]:.2%}")
     about = {"source": data.source, "encoding": data.encoding, "n_images": len(rows), "n_test": data.n_test, "seed": SEED}
@@ -76,7 +76,3 @@ def _figures(clean: np.ndarray, right: dict[str, np.ndarray]) -> dict:
 
 def _row(head: str, cells: list[str]) -> str:
     return f"{head:<18}" + "".join(f"{cell:>8}" for cell in cells)
-
-
-def _with_interval(share: float, interval: list[float]) -> str:
-    return "{:.2%} (95 % interval {:.2%} to {:.2%})".format(share, *interval)

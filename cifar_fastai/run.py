@@ -18,12 +18,13 @@ from fastai.learner import Learner
 
 from cifar_fastai.artifacts import write_export
 from cifar_fastai.cache import load_data
-from cifar_fastai.checkpoints import LAST, write_whole
+from cifar_fastai.checkpoints import LAST, PREVIOUS, write_whole
 from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import draw_training, evaluate
 from cifar_fastai.learner import create_learner
+from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
 from cifar_fastai.pretrained import FROM_SCRATCH, try_model, weights_origin
 from cifar_fastai.recipes import Recipe, recipe_toml
@@ -117,7 +118,7 @@ def resume(folder: Path, source: str | None = None, **asked) -> Path:
         for name, now in versions().items():
             if now != (then := config["versions"].get(name)):
                 say("warning", f"{name} was {then} and is {now} now: results may differ in the last digits")
-        begun = processes.from_first(lambda: (folder / CHECKPOINTS / LAST).exists())
+        begun = processes.from_first(lambda: any((folder / CHECKPOINTS / name).exists() for name in (LAST, PREVIOUS)))
         if not begun:
             check_same_weights(weights_origin(recipe), config, folder)
         learn = prepare(recipe, options, data, processes, blank=begun)
@@ -179,18 +180,17 @@ def be_deterministic() -> None:
 def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
     """Write metrics.json and report.html, and say what came out."""
     write_json(folder / "metrics.json", metrics)
-    low, high = metrics["test_accuracy_interval"]
+    accuracy = with_interval(metrics["test_accuracy"], metrics["test_accuracy_interval"])
     say(
         "test",
-        f"accuracy {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), with TTA "
-        f"{metrics['test_accuracy_tta']:.2%}, loss {metrics['test_loss']:.4f} (best epoch {metrics['best_epoch']} by "
-        "validation loss)",
+        f"accuracy {accuracy}, with TTA {metrics['test_accuracy_tta']:.2%}, loss {metrics['test_loss']:.4f} (best epoch "
+        f"{metrics['best_epoch']} by validation loss)",
     )
     say("report", write_report(folder, metrics, config))
 
 
 def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
-    """Run n times, with seeds from options.seed on; leave every figure and the spread in seeds.json and return its path.
+    """Run n times, with seeds from options.seed on; leave every figure and the spread in a JSON file and return its path.
 
     Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
     """

@@ -15,7 +15,8 @@ from cifar_fastai.checkpoints import write_whole
 from cifar_fastai.distributed import Processes
 from cifar_fastai.errors import DataError, ProcessLost, UserError
 from cifar_fastai.interrupts import Interrupts
-from cifar_fastai.recipes import Recipe, get_recipe, is_file_name
+from cifar_fastai.manifest import to_json
+from cifar_fastai.recipes import DESCRIPTION, Recipe, get_recipe, is_file_name
 from cifar_fastai.sources import ImageData
 
 CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.json"
@@ -136,7 +137,7 @@ def refuse_changes(folder: Path, config: dict, asked: dict) -> None:
 def _changes_of_a_file(path: str, own: Recipe, asked: dict) -> list[str]:
     """What a recipe file, but for the fields that stand before it as options, has other than a run's recipe."""
     recipe = get_recipe(path)
-    fields = (field.name for field in dataclasses.fields(Recipe) if field.name not in (*asked, "about", "measured"))
+    fields = (field.name for field in dataclasses.fields(Recipe) if field.name not in (*asked, *DESCRIPTION[1:]))
     values = ((field, getattr(recipe, field), getattr(own, field)) for field in fields)
     return [f"--recipe {path} with {field} {new} where the run has {old}" for field, new, old in values if new != old]
 
@@ -155,4 +156,4 @@ def check_same_weights(origin: str, config: dict, folder: Path) -> None:
 
 def write_json(path: Path, value) -> None:
     """Indented, in UTF-8, in one step."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(path, to_json(value))

@@ -5,6 +5,7 @@ and the test split after it.
 """
 
 import dataclasses
+import errno
 import hashlib
 import io
 import mmap
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -35,6 +37,7 @@ BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test
 BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
 BATCH_BYTES = 64_000_000  # more than any of CIFAR's batches
 TEST_SHARE, TEST_SEED = 0.2, 0
+MAX_CLASSES = 1_500  # as many as an export can hold the confusion matrix of
 CHUNK_FILES, CHUNK_BYTES = 512, 4_000_000  # images decoded at once: at most so many, or so much before and after
 PARALLEL_AFTER = 0.5  # seconds; before that, starting processes costs more than it saves
 BLOCK_BYTES = 4_000_000  # of pixels worked on at once
@@ -118,7 +121,7 @@ def read_rows(source: str | os.PathLike, size: int) -> ImageData:
 
 def existing_path(source: str | os.PathLike) -> Path:
     """The file or folder that `source` names. Raises DataError if there is none."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's raises over an unknown user
     is_there = os.path.isdir(path) or os.path.isfile(path)  # noqa: PTH112, PTH113  Path's raise over a name too long
     if not (is_there and str(source)):
         named, hint = source or "''", nearest(str(source), ("cifar10", "digits"))
@@ -187,10 +190,15 @@ def _from_files(files: Iterable[_File], source: str, size: int, sha256: str | No
         for number, file in enumerate(files):
             if number % 50 == 0:
                 show(file.progress)
-            if file.path.name in BATCH_NAMES:
-                batches[file.path.name] = _bytes_of_batch(file, source)
-            elif len(file.path.parts) >= 3 and file.path.parts[-3] in SPLITS and not file.path.name.startswith("."):
+            folders, name = file.path.parts[:-1], file.path.name
+            if name in BATCH_NAMES:
+                batches[name] = _bytes_of_batch(file, source)
+            elif name.startswith("."):
+                continue
+            elif len(folders) >= 2 and folders[-2] in SPLITS:
                 yield file
+            elif not set(SPLITS).isdisjoint(folders) and file.path.suffix.lower() in EXTENSIONS:
+                pictures.misplaced.append(str(file.path))
 
     with _progress(f"reading {source}") as show:
         pictures.add_all(images(show))
@@ -229,7 +237,7 @@ def _from_folder(folder: Path, size: int) -> ImageData:
             yield _File(PurePosixPath(path), stat.st_size, partial(open, folder / path, "rb"), number / len(listing))
 
     try:
-        return _from_files(files(), folder.resolve().name, size)
+        return _from_files(files(), _printable(folder.resolve().name), size)
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from None
 
@@ -243,13 +251,15 @@ def list_folder(folder: Path) -> list[tuple[str, os.stat_result]]:
         here = (about.st_dev, about.st_ino)
         if here in above:
             return  # a link that leads back
-        if not entries and path.parent.name in SPLITS:
+        if path.parent.name in SPLITS and all(entry.name.startswith(".") for entry in entries):
             raise DataError(f"{path} is a class without images: put some in, or remove the folder.")
         for entry in entries:
             if entry.is_dir():
                 walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
             elif entry.is_file():
                 found.append((prefix + entry.name, entry.stat()))
+            elif entry.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "the link leads nowhere", entry.path)
 
     try:
         walk(folder, "", ())
@@ -263,9 +273,17 @@ def _files_in_tar(path: Path) -> Iterator[_File]:
     length = path.stat().st_size
     with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
         for member in archive:
-            if member.isfile():
-                name = PurePosixPath(member.name)
-                yield _File(name, member.size, partial(archive.extractfile, member), file.tell() / length)
+            if member.isfile() or member.islnk() or member.issym():
+                read = partial(archive.extractfile, member) if member.isfile() else _refuse_link
+                yield _File(PurePosixPath(member.name), member.size, read, file.tell() / length)
+        # tarfile stops at the end mark, or at a header it cannot read. What follows tells which, and ends with gzip's CRC.
+        while rest := archive.fileobj.read(BLOCK_BYTES):
+            if any(rest):
+                raise tarfile.ReadError("a header in it cannot be read")
+
+
+def _refuse_link():
+    raise BadImage("A link.")
 
 
 def _files_in_zip(path: Path) -> Iterator[_File]:
@@ -285,8 +303,8 @@ def _from_archive(path: Path, size: int) -> ImageData:
             files = _files_in_tar(path)
         else:
             raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
-        return _from_files(files, path.name, size, *digests(path, "sha256"))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
+        return _from_files(files, _printable(path.name), size, *digests(path, "sha256"))
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, LZMAError, RuntimeError) as error:
         if getattr(error, "errno", None):
             raise DataError(f"--data {path}: it cannot be read: {error.strerror}.") from None
         raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
@@ -352,6 +370,7 @@ class _Pictures:
     size: int
     splits: dict[str, list[tuple[PurePosixPath, np.ndarray]]] = field(default_factory=lambda: {"train": [], "test": []})
     passed_over: list[str] = field(default_factory=list)
+    misplaced: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
     def add_all(self, files: Iterable[_File]) -> None:
@@ -442,6 +461,7 @@ def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> Imag
         raise DataError(f"--data {source}: no images in train/{reason}. {LAYOUT_HELP}")
     warnings = _count_and_name("not an image file, passed over", pictures.passed_over)
     warnings += _count_and_name("unreadable, left out", pictures.damaged)
+    warnings += _count_and_name("not in train/<class>/ or test/<class>/, left out", pictures.misplaced)
     if not pictures.splits["test"]:
         pictures.hold_out_test(source)
         n_test = len(pictures.splits["test"])
@@ -450,8 +470,10 @@ def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> Imag
     if strangers := sorted(names["test"] - names["train"]):
         raise DataError(f"--data {source}: classes in test/ without images in train/: {', '.join(strangers)}.")
     classes = tuple(sorted(names["train"]))
-    if rulers := [name for name in classes if any(unicodedata.category(letter) == "Cc" for letter in name)]:
-        raise DataError(f"--data {source}: rename the class {rulers[0]!r}, whose name holds control characters.")
+    if rulers := [name for name in classes if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]:
+        raise DataError(f"--data {source}: rename the class {rulers[0]!r}: it holds control characters or is no UTF-8.")
+    if len(classes) > MAX_CLASSES:
+        raise DataError(f"--data {source}: {len(classes)} classes, where an export holds {MAX_CLASSES} at most.")
     if len(classes) < 2:
         raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
 
@@ -479,4 +501,9 @@ def _count_and_name(what: str, things: list) -> tuple[str, ...]:
     if not things:
         return ()
     named = ", ".join(map(str, things[:3])) + (" and more" if len(things) > 3 else "")
-    return (f"{len(things)} {what}: {named}",)
+    return (_printable(f"{len(things)} {what}: {named}"),)
+
+
+def _printable(name: str) -> str:
+    """`name`, with what is no UTF-8 in it written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()

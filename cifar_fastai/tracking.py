@@ -16,13 +16,13 @@ from fastai.callback.core import Callback
 from PIL import Image
 
 from cifar_fastai.errors import TrackingWarning, UserError
+from cifar_fastai.recipes import DESCRIPTION
 
 COMPARED = (  # figures of metrics.json shown beside the hyperparameters
     "test_accuracy", "test_accuracy_tta", "test_loss", "ece", "valid_accuracy", "valid_loss", "best_epoch",
     "train_seconds", "n_params",
 )  # fmt: skip
 FINISH_TIMEOUT = 300  # seconds that W&B may take for what is still to be sent when a run is over
-NOT_COMPARED = ("name", "about", "measured")  # fields of a recipe that set nothing
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -177,7 +177,7 @@ TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def _hyperparameters(config: dict) -> dict[str, bool | int | float | str]:
-    fields = {key: value for key, value in config["recipe"].items() if key not in NOT_COMPARED}
+    fields = {key: value for key, value in config["recipe"].items() if key not in DESCRIPTION}
     fields |= {"recipe": config["recipe"]["name"], **{key: config[key] for key in ("data", "subset", "seed", "device")}}
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in fields.items()}
 

@@ -94,7 +94,8 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
     learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None
     bs = learn.dls.train.bs
     smaller = (bs >> halvings for halvings in range(1, bs.bit_length()))
-    fitting = next((n for n in smaller if _fits_memory(learn, n // learn.processes.size)), None)
+    n = learn.processes.size
+    fitting = next((each for each in smaller if each % n == 0 and _fits_memory(learn, each // n)), None)
     way_out = (
         f"one of {fitting} fits: try --bs {fitting}." if fitting else "nor for any smaller one: choose a smaller --model."
     )
@@ -113,7 +114,7 @@ def _fits_memory(learn: Learner, bs: int) -> bool:
     try:
         learn.model(torch.zeros(bs, 3, size, size, device=learn.dls.device)).sum().backward()
         return True
-    except (RuntimeError, MemoryError):
+    except (RuntimeError, MemoryError, ValueError):  # ValueError: BatchNorm over a single value
         return False
     finally:
         learn.model.zero_grad()

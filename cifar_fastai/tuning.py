@@ -19,12 +19,12 @@ from cifar_fastai.distributed import check_alone
 from cifar_fastai.errors import TrainingDiverged, UserError
 from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.pretrained import try_model
-from cifar_fastai.recipes import Recipe, recipe_toml, search_space
+from cifar_fastai.recipes import DESCRIPTION, Recipe, recipe_toml, search_space
 from cifar_fastai.run import RunOptions, prepare, run_name, say
 from cifar_fastai.sources import ImageData
 from cifar_fastai.training import StopOnDivergence, train
 
-LEAST_TO_PRUNE = 5  # trials that ended, before one is compared with them
+N_STARTUP_TRIALS = 5  # completed, before one is compared with them
 LEAST_TO_EXPLAIN = 4  # completed trials, before fields are compared by what they matter
 
 
@@ -50,7 +50,7 @@ def tune(
         raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}. Choose another --out.") from None
     space = {field: span for field, span in search_space(recipe).items() if field not in fixed}
     if not space:
-        raise UserError("Nothing is left to tune: every field that could be was given a value on the command line.")
+        raise UserError("Nothing is left to tune: every field of search_space is fixed.")
     setup = _setup(recipe, options, data, space)
     study = open_study(study_at or str(folder / "study.journal"), name, setup)
     say("data", f"{data.source}: {data.n_train:,} images to train and validate on; the test split stays out of it")
@@ -81,7 +81,7 @@ def open_study(at: str, name: str, setup: dict):
     except ModuleNotFoundError as error:
         raise UserError(f"Tuning needs the package {error.name!r}: `pip install optuna`.") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.MedianPruner(LEAST_TO_PRUNE, n_warmup_steps=setup["epochs"] // 3)
+    pruner = optuna.pruners.MedianPruner(N_STARTUP_TRIALS, n_warmup_steps=setup["epochs"] // 3)
     try:
         storage = RDBStorage(at) if "://" in at else JournalStorage(JournalFileBackend(at))
         try:
@@ -181,7 +181,7 @@ def _ended(study) -> list:
 
 def _setup(recipe: Recipe, options: RunOptions, data: ImageData, space: dict) -> dict:
     """What the trials of a study must have in common to be compared, as JSON gives it back."""
-    fields = {field: value for field, value in dataclasses.asdict(recipe).items() if field not in ("about", "measured")}
+    fields = {field: value for field, value in dataclasses.asdict(recipe).items() if field not in DESCRIPTION[1:]}
     circumstances = {"data": data.fingerprint, "seed": options.seed, "subset": options.subset, "space": space}
     return json.loads(json.dumps(fields | circumstances))
 

@@ -47,6 +47,22 @@ def test_a_changed_file_is_refused_or_gives_the_same(tmp_path):
             load(path)
 
 
+def test_a_bit_flipped_in_the_directory_of_a_checkpoint(tmp_path):
+    """There zipfile raises errors without words, and torch takes a tensor marked as a folder for one without content."""
+    path = tmp_path / LAST
+    save(STATE, tmp_path / PREVIOUS)
+    whole = (tmp_path / PREVIOUS).read_bytes()
+    for place in range(whole.index(b"PK\1\2"), len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert same(load(path), STATE)
+            except UserError as error:
+                assert str(error).startswith(f"{path} cannot be used: ")
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path):
     class Hostile:
         def __reduce__(self):

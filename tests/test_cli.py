@@ -131,7 +131,7 @@ def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
         (["--size", "16"], 2, ["size must lie between 32 and 128"]),
         (["--size", "large"], 2, ["invalid int value: 'large'"]),
         (["--seeds", "0"], 2, ["--seeds must be at least 1"]),
-        (["--subset", "5"], 2, ["between 100 and the 1437"]),
+        (["--subset", "5"], 2, ["between 100 and 1427, or be all 1437"]),
         (["--name", "../x"], 2, ["--name '../x'"]),
         (["--device", "tpu"], 2, ["invalid choice: 'tpu'"]),
         (["--data", "nowhere"], 3, ["no such file or folder", "--data digits"]),

@@ -25,10 +25,12 @@ LABELS = np.arange(300) % 3
 
 def write_run(folder, wrong=(), *, valid=0.9, tta=0.9, seed=1, fingerprint="f", keep_predictions=True, **recipe):
     """A run folder with the files that a comparison reads. wrong: the test images that were taken for the next class."""
+    processes = recipe.pop("processes", 1)
     predicted = LABELS.copy()
     predicted[list(wrong)] = (LABELS[list(wrong)] + 1) % 3
     recipe = {"name": "fast", "model": "base", "lr": 0.1, "valid_pct": 0.1, "label_smoothing": 0.0, **recipe}
-    config = {"recipe": recipe, "data": "d", "seed": seed, "subset": None, "device": "cpu", "versions": {"python": "3"}}
+    config = {"recipe": recipe, "data": "d", "seed": seed, "subset": None, "device": "cpu"}
+    config |= {"versions": {"python": "3"}, "processes": processes}
     metrics = {
         "valid_accuracy": valid, "valid_loss": 0.4, "test_accuracy": float((predicted == LABELS).mean()),
         "test_accuracy_tta": tta, "ece": 0.01, "temperature": 1.0, "n_params": 1000, "epochs_run": 2, "best_epoch": 1,
@@ -211,6 +213,23 @@ def test_figures_classes_and_settings_of_a_real_run(digits_run, tmp_path, compar
     assert f"<td>{-100 * recalls[3]:+.1f}</td>" in page and page.count("<td>+0.0</td>") == 9
     settings = page.split("Where the configurations differ")[1]
     assert re.findall(r"<tr><td>(\w+)</td><td>(.*?)</td><td>(.*?)</td></tr>", settings) == [("lr", "0.1", "0.07")]
+
+
+def test_more_processes_are_more_than_another_seed(tmp_path, compare):
+    runs = [write_run(tmp_path / f"r-seed{seed}", range(seed), seed=seed, processes=n) for seed, n in ((1, 1), (2, 2))]
+    code, text, _, page = compare(*runs)
+    assert code == 0 and "Several seeds" not in text and "<td>processes</td>" in page
+
+
+def test_folders_of_other_commands_are_left_out(tmp_path, compare):
+    runs = [write_run(tmp_path / name, range(9)) for name in ("a", "b")]
+    for name, file in (("20260101-find-lr-x", "lr_find.json"), ("tune-x", "trials.csv")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    code, text, errors, _ = compare(*sorted(tmp_path.iterdir()))
+    assert (code, errors) == (0, "") and len(runs) == 2
+    assert "find-lr-x is a folder of find-lr's, not a run folder: left out" in text
+    assert "tune-x is a folder of tune's" in text
 
 
 def test_published_results_are_compared_as_far_as_they_go(tmp_path):

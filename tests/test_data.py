@@ -62,7 +62,7 @@ def test_subset_is_stratified_and_leaves_the_test_split_whole(data):
 
 @pytest.mark.parametrize("subset", [0, 99, 1438, -5])
 def test_impossible_subsets(data, subset):
-    with pytest.raises(UserError, match="between 100 and the 1437 training images"):
+    with pytest.raises(UserError, match="between 100 and 1427, or be all 1437 images"):
         dataloaders(data, RECIPE, subset=subset)
 
 

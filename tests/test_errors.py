@@ -64,6 +64,9 @@ def fails(place, capsys):
 
 TRAINING = [  # options of every command that trains
     (["--epochs", "0"], 2, "epochs must be at least 1"),
+    (["--recipe", "cpu", "--model", "small"], 2, "begins with smaller ones", "--recipe classic-sgd"),
+    (["--recipe", "cpu", "--model", "resnet18"], 2, "begins with smaller ones", "--recipe transfer"),
+    (["--recipe", "fast", "--input-size", "64"], 2, "--input-size is for models such as resnet18"),
     (["--data", ""], 3, "--data '': there is no such file"),
     (["--data", "nowhere"], 3, "--data nowhere: there is no such file"),
     (["--data", LONG], 3, "there is no such file"),
@@ -93,7 +96,7 @@ TRAINING = [  # options of every command that trains
     (["--size", "4096"], 2, "between 32 and 128"),
     (["--seed", "-1"], 2, "--seed must lie between 0 and 4294967295"),
     (["--seed", "4294967296"], 2, "--seed must lie between 0 and 4294967295"),
-    ([*TRAIN, "--subset", "-5"], 2, "between 100 and the 1437"),
+    ([*TRAIN, "--subset", "-5"], 2, "between 100 and 1427, or be all 1437"),
     ([*TRAIN, "--out", "notes.txt"], 2, "notes.txt", "Choose another --out"),
     ([*TRAIN, "--out", LONG], 2, "File name too long. Choose another --out"),
     ([*TRAIN, "--out", "/proc/runs"], 2, "/proc/runs", "Choose another --out"),
@@ -132,6 +135,7 @@ OPTIONS = [
     ("serve", ["--port", "70000"], 2, "--port must lie between 1 and 65535"),
     ("serve", ["--auth", "me"], 2, "--auth takes USER:PASSWORD"),
     ("serve", ["--auth", ":secret"], 2, "--auth takes USER:PASSWORD"),
+    ("serve", ["--auth", ""], 2, "--auth takes USER:PASSWORD"),
     ("serve", ["--max-queue", "0"], 2, "--max-queue must be at least 1"),
     ("evaluate", ["nowhere"], 5, "There is no export at nowhere"),
     ("evaluate", ["notes.txt"], 5, "There is no export at notes.txt"),

@@ -19,8 +19,9 @@ from sklearn.metrics import (
     recall_score,
     top_k_accuracy_score,
 )
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cifar_fastai import Classifier
+from cifar_fastai import Classifier, figures
 from cifar_fastai import metrics as our_metrics
 from cifar_fastai.artifacts import load_export
 from cifar_fastai.cache import load_data
@@ -198,13 +199,17 @@ def test_a_perfect_classifier_gets_a_finite_temperature():
     assert (logits / temperature).softmax(dim=1).max() == pytest.approx(101 / 102, abs=1e-4)
 
 
-def test_reliability_bins_add_up_to_the_calibration_error(made_up):
+def test_the_calibration_error_against_torchmetrics(made_up):
     logits, labels = made_up
     probabilities = logits.softmax(dim=1)
-    rows = our_metrics.reliability(probabilities, labels)
-    assert sum(row["count"] for row in rows) == len(labels)
-    by_bins = sum(row["count"] / len(labels) * abs(row["confidence"] - row["accuracy"]) for row in rows)
-    assert by_bins == pytest.approx(our_metrics.calibration_error(probabilities, labels), abs=1e-6)
+    expected = multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=15)
+    assert our_metrics.calibration_error(probabilities, labels) == pytest.approx(expected.item(), abs=1e-6)
+    assert sum(row["count"] for row in our_metrics.reliability(probabilities, labels)) == len(labels)
+
+
+def test_of_many_filters_some_are_drawn():
+    figure = figures.filters(np.random.default_rng(0).normal(size=(768, 3, 16, 16)))
+    assert len(figure.axes) == 64 and "64 of its 768 filters of 16 x 16 pixels" in figure.get_suptitle()
 
 
 def test_risk_and_coverage_by_counting(metrics, predictions):

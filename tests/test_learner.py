@@ -102,10 +102,10 @@ def test_lookahead_against_its_definition():
     for step in range(100):
         fast -= 0.01 * (step + 1)
         weight.fill_(fast)
-        Fake.train_iter = step
+        Fake.train_iter = step + 1  # fastai counts a step before this callback's turn
         lookahead.after_batch()
         if step % 2 == 1:
-            share = 0.95**5 * (step / 100) ** 3
+            share = 0.95**5 * ((step + 1) / 100) ** 3
             slow = fast = slow * share + fast * (1 - share)
         assert weight.item() == pytest.approx(fast, abs=1e-5)
     weight.fill_(99.0)
@@ -313,7 +313,7 @@ def test_training_is_at_the_small_size_and_validation_at_the_full_one(data):
 
 def test_a_model_of_one_size_cannot_resize(data):
     recipe = get_recipe("classic-adam", start_size=20)
-    with pytest.raises(UserError, match="'small' takes images of one size only"):
+    with pytest.raises(UserError, match="'small' takes images of one size"):
         create_learner(dataloaders(data, recipe), recipe)
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, call
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import save
 
 from cifar_fastai import Classifier, onnx_export
@@ -176,7 +176,9 @@ def test_the_readmes_example_gives_the_classifiers_answer_without_torch(onnx_fil
     (tmp_path / "exports" / "cifar10").mkdir(parents=True)
     shutil.copy(onnx_file, tmp_path / "exports" / "cifar10")
     pixels = np.random.default_rng(8).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95, exif=turned)
     code += "\nimport sys; assert not {'torch', 'cifar_fastai'} & set(sys.modules)"
     done = call("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,8 @@ def test_every_recipe_names_a_model_and_itself():
         assert recipe.name == name and recipe.about
         assert recipe.model in MODELS or is_architecture(recipe.model)
     assert {auto_recipe(device)[0] for device in ("cpu", "cuda", "mps")} <= RECIPES.keys()
-    assert auto_recipe("cuda", pretrained=True)[0] == "transfer"
+    for model, fitting in (("resnet18", "transfer"), ("small", "classic-sgd"), ("base", "cpu"), ("large", "cpu")):
+        assert auto_recipe("cpu", model)[0] == fitting
 
 
 @pytest.mark.parametrize("valid_pct", [0.1, 0.15, 0.2])

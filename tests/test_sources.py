@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -108,6 +109,81 @@ def test_files_too_large_are_named_and_not_read(pictures):
     (pictures / "train/red/huge.png").write_bytes(bytes(10_000_001))
     data = read_data(pictures)
     assert data.warnings == ("1 unreadable, left out: train/red/huge.png (The file is larger than 10 MB.)",)
+
+
+def test_images_in_other_places_are_named(pictures, tmp_path):
+    (pictures / "train/red/more").mkdir()
+    shutil.copy(pictures / "train/red/red-000.png", pictures / "train/red/more/x.png")
+    shutil.copy(pictures / "train/red/red-000.png", pictures / "train/y.png")
+    assert read_data(pictures).warnings == (
+        "2 not in train/<class>/ or test/<class>/, left out: train/red/more/x.png, train/y.png",
+    )
+    with tarfile.open(tmp_path / "linked.tgz", "w:gz") as archive:
+        archive.add(pictures, ".")
+        link = tarfile.TarInfo("train/red/link.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "train/red/red-000.png"
+        archive.addfile(link)
+    assert "1 unreadable, left out: train/red/link.png (A link.)" in read_data(tmp_path / "linked.tgz").warnings
+
+
+def test_a_class_of_hidden_files_and_a_link_to_nothing(pictures):
+    (pictures / "train/red/lost.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"lost.png cannot be read: the link leads nowhere"):
+        read_data(pictures)
+    (pictures / "train/red/lost.png").unlink()
+    (pictures / "train/black").mkdir()
+    (pictures / "train/black/.gitkeep").touch()
+    with pytest.raises(DataError, match="train/black is a class without images"):
+        read_data(pictures)
+
+
+def test_a_class_whose_name_is_not_utf8(pictures):
+    (pictures / "train/red").rename(os.fsdecode(os.fsencode(pictures / "train/caf") + b"\xe9"))
+    shutil.rmtree(pictures / "test/red")
+    with pytest.raises(DataError, match=r"rename the class 'caf.udce9': it holds control characters or is no UTF-8"):
+        read_data(pictures)
+    other = pictures.with_name("other\udce9")
+    pictures.rename(other)
+    (other / "train/caf\udce9").rename(other / "train/red")
+    (other / "train/red/\udce9.txt").touch()
+    data = read_data(other)
+    assert data.source == "other\\udce9" and data.warnings[0].endswith("train/red/\\udce9.txt")
+
+
+def test_more_classes_than_an_export_can_hold(tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr(sources, "MAX_CLASSES", 2)
+    with pytest.raises(DataError, match="3 classes, where an export holds 2 at most"):
+        read_data(pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("x.tgz", "w:gz"), ("x.tar.xz", "w:xz"), ("x.tar.bz2", "w:bz2"), ("x.zip", zipfile.ZIP_LZMA)]
+)
+def test_a_bit_flipped_in_an_archive(pictures, tmp_path, name, mode):
+    """It gives the same images or is refused; pictures without a checksum of their own would be read as they are."""
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        random = np.random.default_rng(number)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path.with_suffix(".bmp"))
+        path.unlink()
+    if isinstance(mode, str):
+        with tarfile.open(tmp_path / name, mode) as archive:
+            archive.add(pictures, ".")
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w", mode) as archive:
+            for file in pictures.rglob("*.bmp"):
+                archive.write(file, file.relative_to(pictures))
+    whole, expected = (tmp_path / name).read_bytes(), read_data(tmp_path / name)
+    chance, refused = np.random.default_rng(0), 0
+    for _ in range(30):
+        damaged = bytearray(whole)
+        damaged[chance.integers(len(whole))] ^= 1 << chance.integers(8)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            data = read_data(tmp_path / name)
+            assert data.fingerprint == expected.fingerprint and data.warnings == ()
+        except DataError:
+            refused += 1
+    assert refused > 25
 
 
 def test_links_are_followed_and_circles_are_not(pictures, tmp_path):

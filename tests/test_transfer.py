@@ -110,6 +110,13 @@ def test_the_body_gives_what_the_architecture_gives_its_last_layer(name):
         assert model(x).shape == (2, 5)
 
 
+def test_attention_is_not_taken_for_maps():
+    """Of a swin transformer's last square outputs most are attention matrices, (N, heads, tokens, tokens)."""
+    body = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
+    _, layer = pretrained.look_through(body, 224)
+    assert not isinstance(body.get_submodule(layer), nn.Dropout | nn.Softmax) and "attn" not in layer
+
+
 def test_images_are_enlarged_on_the_way():
     model, x, seen = create_architecture("resnet18", 5, 80).eval(), torch.randn(2, 3, 32, 32), []
     model.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -219,7 +226,8 @@ def test_files_that_are_none_are_refused_and_never_run(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in (*files, "list.pth", "nowhere.pth"):
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbers.pth")
+    for name in (*files, "list.pth", "numbers.pth", "nowhere.pth"):
         with pytest.raises(DataError, match=name) as caught:
             create_pretrained(transfer(weights=str(tmp_path / name)), 5, 32)
         assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
@@ -236,12 +244,17 @@ def test_without_a_network_the_way_out_is_told(tmp_path, name):
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_that_nobody_publishes():
+    with pytest.raises(DataError, match=r"no weights of 'beit3_giant_patch14_224': train --from-scratch"):
+        try_model(transfer(model="beit3_giant_patch14_224"))
+
+
 def test_a_silent_server_is_not_waited_for(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
-        monkeypatch.setattr(pretrained, "PATIENCE", 0.3)
+        monkeypatch.setattr(pretrained, "TIMEOUT", 0.3)
         with pytest.raises(DataError, match=r"timed out[^\n]*\n[^\n]*--weights"):
             try_model(transfer(model="resnet18"))
     assert socket.getdefaulttimeout() is None
@@ -267,7 +280,7 @@ def test_contradictions_are_refused(weights, capsys):
     with pytest.raises(UserError, match=r"--weights is for pretrained models.*'small'"):
         check_model(transfer(model="small", weights=str(weights)))
     assert main("train", ["--data", "digits", "--model", "small", "--pretrained"]) == 2
-    assert "always trained from scratch" in capsys.readouterr().err
+    assert "starts from scratch" in capsys.readouterr().err
 
 
 # --- training ----------------------------------------------------------------------------------------------------
