@@ -1,5 +1,6 @@
 """Exports: a trained network as plain data that can be checked, and the way back to a learner that runs none of it."""
 
+import errno
 import hashlib
 import io
 import os
@@ -120,6 +121,7 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
     familiarity that an image like the training images has. training, test: figures for config.json and the model card.
+    Raises OSError, with the folder's path.
     """
     from safetensors.torch import save
 
@@ -138,17 +140,28 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
     np.savez(probe_file, images=probe.numpy(), probabilities=scores.softmax(dim=1).numpy(), scores=scores.numpy())
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
-        scratch = Path(made)
-        (scratch / WEIGHTS).write_bytes(save(weights))
-        (scratch / CONFIG).write_bytes(to_json(config))
-        (scratch / PROBE).write_bytes(probe_file.getvalue())
-        (scratch / CARD).write_text(model_card(config), encoding="utf-8")
-        _learner(export).export(scratch / PICKLE)  # `learn` itself would bring its split and a record of every step along
-        digest = write_manifest(scratch)
-        _replace_folder(scratch, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+            scratch = Path(made)
+            (scratch / WEIGHTS).write_bytes(save(weights))
+            (scratch / CONFIG).write_bytes(to_json(config))
+            (scratch / PROBE).write_bytes(probe_file.getvalue())
+            (scratch / CARD).write_text(model_card(config), encoding="utf-8")
+            _export_pickle(export, scratch / PICKLE)
+            digest = write_manifest(scratch)
+            _replace_folder(scratch, folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
     return digest
+
+
+def _export_pickle(export: Export, path: Path) -> None:
+    learn = _learner(export)  # the trained one would bring its split and a record of every step along
+    try:
+        learn.export(path)
+    except RuntimeError as error:  # which is how torch says that a file could not be written
+        raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from None
 
 
 def _replace_folder(new: Path, folder: Path) -> None:

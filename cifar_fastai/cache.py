@@ -20,7 +20,7 @@ import numpy as np
 
 from cifar_fastai.download import CIFAR10, MB, alone, digests
 from cifar_fastai.errors import DataError
-from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_rows
+from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_data, read_rows
 
 FORMAT = 2  # of these files, and of how `fit_image` makes a picture square
 DATA, MANIFEST = "data.bin", "manifest.json"
@@ -43,7 +43,7 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
     if isinstance(source, ImageData):
         return source
     if source == "digits":
-        return _in_memory(read_rows(source, size))
+        return read_data(source, size)
     origin = _origin(source)
     folder = _folder(source, size)
     if data := _open_or_tell(folder, origin):
@@ -54,10 +54,6 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
             return _open_or_tell(folder, origin) or _prepare(source, size, folder, origin)
     except OSError as error:
         return _without_copy(read_rows(source, size), folder, error)
-
-
-def _in_memory(data: ImageData) -> ImageData:
-    return dataclasses.replace(data, images=np.stack(data.images))
 
 
 # --- which copy belongs to a source ------------------------------------------------------------------------------
@@ -167,7 +163,7 @@ def _prepare(source: str | os.PathLike, size: int, folder: Path, origin: dict) -
 def _without_copy(data: ImageData, folder: Path, error: OSError) -> ImageData:
     reason = error.strerror or error
     print(f"no prepared copy can be kept in {folder} ({reason}): the next start reads everything again", file=sys.stderr)
-    return _in_memory(data)
+    return dataclasses.replace(data, images=np.stack(data.images))
 
 
 def _write(data: ImageData, folder: Path, origin: dict) -> None:

@@ -9,7 +9,7 @@ from fastai.vision.core import TensorImage
 from torch import Tensor
 
 from cifar_fastai import figures
-from cifar_fastai.artifacts import Export, normalize
+from cifar_fastai.artifacts import Export
 from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
@@ -99,8 +99,7 @@ def evaluate_export(export: Export, data: ImageData) -> dict:
         for start in range(0, data.n_test, EVAL_BATCH):
             rows = slice(start, start + EVAL_BATCH)
             images = torch.from_numpy(data.images[data.n_train :][rows]).permute(0, 3, 1, 2)
-            x = normalize(images, export.config["mean"], export.config["std"])
-            yield x, torch.from_numpy(labels[rows])
+            yield export.normalized(images), torch.from_numpy(labels[rows])
 
     predictions = predict_batches(export.model, batches(), export.config["temperature"])
     return split_figures(predictions, export.classes)

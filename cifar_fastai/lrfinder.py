@@ -27,8 +27,8 @@ METHODS = {
     "minimum": (minimum, "a tenth of where the loss is lowest"),
     "slide": (slide, "where the loss is about to rise"),
 }
-# The one to try as the highest rate of one cycle: on digits it came nearest to the rates of our four recipes, in batches of
-# 128 within a factor of 5, where fastai's default, valley, was up to 90 times too low with SGD.
+# The one to try as the highest rate of one cycle: on digits it came nearest to the recipes' own rates; valley, fastai's
+# default, was far too low with SGD.
 CHOICE = "slide"
 
 

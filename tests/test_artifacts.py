@@ -1,8 +1,10 @@
 import hashlib
 import json
 import pickle
+import resource
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import fastai.learner
 import numpy as np
@@ -27,6 +29,7 @@ from cifar_fastai.errors import ExportError, ExportWarning, UserError
 from cifar_fastai.learner import CalibratedLoss
 from cifar_fastai.manifest import SCHEMA, write_manifest
 from cifar_fastai.recipes import RECIPES
+from cifar_fastai.runfolder import NO_ROOM
 
 
 @pytest.fixture
@@ -186,6 +189,23 @@ def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
     assert torch.equal(safe.predict(photo)[2], expected) and torch.equal(pickled.predict(photo)[2], expected)
     answer = Classifier(tmp_path / "x").predict(photo)
     assert [answer[label] for label in safe.dls.vocab] == expected.tolist()
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "export.pkl"])
+def test_an_export_without_room(export, missing):
+    """The limit on the size of a file is met as a full disk is. What was there before stays."""
+    config, learn = json.loads((export / "config.json").read_text()), load_learner(export)
+    learn.dls.data = SimpleNamespace(size=config["size"])
+    fields = ("temperature", "unfamiliar_below", "training", "test", "versions", "model", "created", "name")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((export / missing).stat().st_size - 1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=export.name) as caught:
+            write_export(export, learn, **{name: config[name] for name in fields})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(export) and caught.value.errno in NO_ROOM
+    assert load_export(export).config == config and [*export.parent.iterdir()] == [export]
 
 
 # --- what must be refused ----------------------------------------------------------------------------------------
