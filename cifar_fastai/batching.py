@@ -28,31 +28,32 @@ class BatchingClassifier(Classifier):
         """As for Classifier. Raises ExportError."""
         super().__init__(export, expect_digest)
         self._jobs: SimpleQueue = SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False  # so that no job comes in behind the end
         self._thread = threading.Thread(target=self._work, name="classifier", daemon=True)
         self._thread.start()
         self.submit(torch.zeros(1, 3, self.export.size, self.export.size, dtype=torch.uint8)).result()
 
     @property
     def ready(self) -> bool:
-        return self._thread.is_alive()
+        return not self._closed and self._thread.is_alive()
 
     def submit(self, images: Tensor) -> Future:
         """A future of what `verdicts` gives for these images. Raises NotReady after `close`."""
-        if not self.ready:
-            raise NotReady("There is no model to ask: the server is stopping.")
-        job = (images, Future())
-        self._jobs.put(job)
-        return job[1]
-
-    def answers(self, images: Tensor, tta: bool = False) -> list[dict[str, float]]:
-        return super().answers(images, tta) if tta else [verdict.confidences for verdict in self.verdicts(images)]
+        future: Future = Future()
+        with self._lock:
+            if not self.ready:
+                raise NotReady("There is no model to ask: the server is stopping.")
+            self._jobs.put((images, future))
+        return future
 
     def verdicts(self, images: Tensor) -> list[Verdict]:
         return self.submit(images).result()
 
     def close(self) -> None:
         """Answer what waits, then nothing more."""
-        self._jobs.put(None)
+        with self._lock:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     def _work(self):

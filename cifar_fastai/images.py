@@ -96,32 +96,32 @@ def _from_bytes(data: bytes) -> Image.Image:
         raise BadImage(TOO_LARGE)
     with _pillows_errors():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        animated = getattr(image, "is_animated", False)
-    picture = _from_pil(image)
-    picture.info["warnings"] = [FIRST_FRAME] if animated else []
-    return picture
+    return _from_pil(image)
 
 
 def _from_pil(image: Image.Image) -> Image.Image:
     if math.prod(image.size) > MAX_PIXELS:
         raise BadImage(TOO_MANY_PIXELS)
     with _pillows_errors():
-        return _to_rgb(ImageOps.exif_transpose(image))  # decodes a lazy image, and copies
+        animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a JPEG with further pictures in it
+        picture = _to_rgb(ImageOps.exif_transpose(image))  # decodes a lazy image, and copies
+    # The file's own metadata stays behind: whoever saves the picture would write it again, or fail over it.
+    picture.info = {"warnings": [FIRST_FRAME] if animated else []}
+    return picture
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_array(np.asarray(image))
-    if image.has_transparency_data:
+    if image.has_transparency_data and not isinstance(image.info.get("transparency"), str):  # which is a text of that name
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _hwc(tensor) -> np.ndarray:
-    array = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy knows no bfloat16
     return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
@@ -135,7 +135,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         )
     if math.prod(array.shape[:2]) > MAX_PIXELS:
         raise BadImage(TOO_MANY_PIXELS)
-    return _to_rgb(Image.fromarray(_to_uint8(array)))
+    return _from_pil(Image.fromarray(_to_uint8(array)))
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:

@@ -44,6 +44,7 @@ class Classifier:
         """export: a folder, checked, against expect_digest too, as `load_export` does; or one that is loaded. Raises
         ExportError."""
         self.export = export if isinstance(export, Export) else load_export(export, expect_digest)
+        self.expect_digest = expect_digest
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,8 +70,10 @@ class Classifier:
 
     def answers(self, images: Tensor, tta: bool = False) -> list[dict[str, float]]:
         """As `predict`, from a batch of what `tensor` returns."""
-        network = (lambda x: tta_logits(self.export.model, x)) if tta else None
-        return [self._ranked(row) for row in self.export.probabilities(images, network).tolist()]
+        if not tta:
+            return [verdict.confidences for verdict in self.verdicts(images)]
+        probabilities = self.export.probabilities(images, lambda x: tta_logits(self.export.model, x))
+        return [self._ranked(row) for row in probabilities.tolist()]
 
     def verdicts(self, images: Tensor) -> list[Verdict]:
         """As `answers`, with the doubts."""

@@ -2,8 +2,9 @@
 
 import base64
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -14,7 +15,7 @@ from cifar_fastai.explainer import Explainer
 from cifar_fastai.images import BadImage, decode_image
 from cifar_fastai.inference import Classifier
 from cifar_fastai.manifest import MANIFEST
-from cifar_fastai.uploads import Upload, find_uploads
+from cifar_fastai.uploads import TooMany, Upload, find_uploads
 
 EXAMPLES = Path(__file__).parent / "examples"
 STYLE = Path(__file__).with_name("page.css")
@@ -49,8 +50,9 @@ class Shelf:
 
     def __init__(self, served: Classifier):
         self.folder = served.export.folder.absolute()
-        beside = {path.parent.name for path in self.folder.parent.glob(f"[!.]*/{MANIFEST}")}
-        self.names = sorted({self.folder.name, *beside})
+        # Who names the one export to be trusted has no other taken.
+        beside = () if served.expect_digest else self.folder.parent.glob(f"[!.]*/{MANIFEST}")
+        self.names = sorted({self.folder.name, *(path.parent.name for path in beside)})
         self._served = served, Explainer(served)
         self._others: dict[str, tuple[Classifier, Explainer]] = {}
         self._lock = threading.Lock()
@@ -67,12 +69,32 @@ class Shelf:
                 self._others[name] = classifier, Explainer(classifier)
             return self._others[name]
 
+    def without_path(self, name: str, error: UserError) -> str:
+        """What an error says of an export; where that lies is nobody's business."""
+        return str(error).replace(str(self.folder.with_name(name)), name)
+
+
+class Turns:
+    """Which call of each visitor is the last one: what an earlier one finds comes too late to be shown."""
+
+    def __init__(self):
+        self._last: WeakValueDictionary = WeakValueDictionary()
+
+    def take(self, request) -> Callable[[], bool]:
+        """Makes this call the last one of its visitor; the function tells whether it still is."""
+
+        def is_last() -> bool:
+            return self._last.get(request.session_hash) is is_last
+
+        self._last[request.session_hash] = is_last
+        return is_last
+
 
 def build_app(classifier: Classifier):
     """A `gradio.Blocks` in three tabs, and two endpoints for programs: `/predict` and `/predict_batch`."""
     import gradio as gr
 
-    shelf = Shelf(classifier)
+    shelf, one_turns, many_turns = Shelf(classifier), Turns(), Turns()
     config = classifier.export.config
     with gr.Blocks(title="Image classifier", analytics_enabled=False) as app:
         with gr.Row():
@@ -82,13 +104,18 @@ def build_app(classifier: Classifier):
                 filterable=False,
             )  # fmt: skip
         with gr.Tab("One picture"):
-            one = _one_picture(gr, shelf, chosen)
+            one = _one_picture(gr, shelf, one_turns, chosen)
         with gr.Tab("Many pictures"):
-            many = _many_pictures(gr, shelf, chosen)
+            many = _many_pictures(gr, shelf, many_turns, chosen)
         with gr.Tab("How good is it"):
             quality = _html(gr, fragments.quality(config))
+
+        def choose(name, request: gr.Request):
+            one_turns.take(request), many_turns.take(request)
+            return _choose(shelf, name)
+
         chosen.select(
-            lambda name: _choose(shelf, name), chosen, [chosen, header, quality, *one, *many],
+            choose, chosen, [chosen, header, quality, *one, *many],
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         _endpoints(gr, classifier)
@@ -111,8 +138,7 @@ def _choose(shelf: Shelf, name: str) -> list:
     try:
         config = shelf[name][0].export.config
     except UserError as error:
-        reason = str(error).replace(str(shelf.folder.with_name(name)), name)  # paths are nobody's business
-        problem = fragments.failure(reason)
+        problem = fragments.failure(shelf.without_path(name, error))
         name = shelf.folder.name
         config = shelf[name][0].export.config
     return [name, fragments.header(config) + problem, fragments.quality(config), None, None, HINT, "", None, ""]
@@ -126,17 +152,22 @@ def _html(gr, value="", **options):
 # --- one picture -------------------------------------------------------------------------------------------------
 
 
-def _one_picture(gr, shelf: Shelf, chosen) -> list:
-    def look(file, name) -> Iterator[tuple]:
+def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
+    def look(file, name, request: gr.Request) -> Iterator[tuple]:
         """The answer, its sentence and the two views; at first without the slower one."""
+        is_last = turns.take(request)
+        for outputs in answers(file, name):
+            yield outputs if is_last() else (gr.skip(),) * len(outputs)
+
+    def answers(file, name) -> Iterator[tuple]:
         if file is None:
             yield None, "", ""
             return
-        classifier, explainer = shelf[name]
         try:
+            classifier, explainer = shelf[name]
             picture = decode_image(file)
-        except BadImage as error:
-            yield None, fragments.failure(str(error)), ""
+        except UserError as error:  # BadImage is one
+            yield None, fragments.failure(shelf.without_path(name, error)), ""
             return
         image = classifier.tensor(picture)
         (verdict,) = classifier.verdicts(image[None])
@@ -145,14 +176,16 @@ def _one_picture(gr, shelf: Shelf, chosen) -> list:
         yield verdict.confidences, words, fragments.views(_seen(image), likeliest, None)
         yield gr.skip(), gr.skip(), fragments.views(_seen(image), likeliest, explainer.overlay(image, picture, likeliest))
 
-    def look_for(file, name, event: gr.SelectData):
+    def look_for(file, name, event: gr.SelectData, request: gr.Request):
         """The views for the class that was clicked."""
+        is_last = turns.take(request)
         classifier, explainer = shelf[name]
         if file is None or event.value not in classifier.classes:
             return gr.skip()
         picture = decode_image(file)
         image = classifier.tensor(picture)
-        return fragments.views(_seen(image), event.value, explainer.overlay(image, picture, event.value))
+        views = fragments.views(_seen(image), event.value, explainer.overlay(image, picture, event.value))
+        return views if is_last() else gr.skip()
 
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -168,16 +201,18 @@ def _one_picture(gr, shelf: Shelf, chosen) -> list:
             answer = gr.Label(label="Answer", num_top_classes=TOP_K, elem_id="answer")
             seen = _html(gr)
     image.preprocess = _file_content  # the bytes as they came: decode_image is the one place that reads images
-    results, private = [answer, sentence, seen], {"api_visibility": "private", "show_progress": "hidden", **ONE}
-    # An answer to the last picture must not stand under the next one, however long that takes.
+    results = [answer, sentence, seen]
+    # An answer to the last picture must not stand under the next one, however long that takes: it is wiped away at once,
+    # all calls are made, and what any but the last one finds is not shown.
+    private = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple", **ONE}
     wipe = {"fn": None, "outputs": results, "js": WIPE, **private}
     for event in (image.input, image.clear, *(button.click for button in examples)):
         event(**wipe)
-    image.input(look, [image, chosen], results, trigger_mode="always_last", **private)
+    image.input(look, [image, chosen], results, **private)
     for name, button in zip(EXAMPLE_NAMES, examples, strict=True):
         path = str(EXAMPLES / f"{name}.jpg")
         button.click(lambda path=path: path, None, image, **private).then(look, [image, chosen], results, **private)
-    answer.select(look_for, [image, chosen], seen, trigger_mode="always_last", **private)
+    answer.select(look_for, [image, chosen], seen, **private)
     return [image, *results]
 
 
@@ -190,40 +225,54 @@ def _seen(image: torch.Tensor):
 # --- many pictures -----------------------------------------------------------------------------------------------
 
 
-def _many_pictures(gr, shelf: Shelf, chosen) -> list:
-    def look_at_all(files, name, progress=gr.Progress()):  # noqa: B008  Gradio finds it as a default value
+def _many_pictures(gr, shelf: Shelf, turns: Turns, chosen) -> list:
+    def look_at_all(files, name, request: gr.Request, progress=gr.Progress()):  # noqa: B008  Gradio finds it as a default
+        is_last = turns.take(request)
+        table = answers(files, name, progress)
+        return table if is_last() else gr.skip()
+
+    def answers(files, name, progress) -> str:
         if not files:
             return ""
+        thumbnails: list[str] = []
         try:
-            return fragments.table(*_read_all(shelf[name][0], find_uploads(files), progress))
+            entries = _read_all(shelf[name][0], find_uploads(files), thumbnails, progress)
+            return fragments.table(entries, thumbnails)
         except UserError as error:
-            return fragments.failure(str(error))
+            return fragments.failure(shelf.without_path(name, error))
 
     gr.Markdown("Several files, or a zip archive of them: JPEG, PNG, WebP, GIF or BMP, up to 10 MB a file.")
     files = gr.File(label="Pictures", file_count="multiple", height=200)
     table = _html(gr, min_height=80)
     files.preprocess = _named_paths
-    private = {"api_visibility": "private", **MANY}
+    private = {"api_visibility": "private", "trigger_mode": "multiple", **MANY}
     files.clear(None, None, table, js="() => ''", **private)
-    for event in (files.upload, files.delete):
-        event(look_at_all, [files, chosen], table, trigger_mode="always_last", **private)
+    for event in (files.upload, files.delete, files.clear):
+        event(look_at_all, [files, chosen], table, **private)
     return [files, table]
 
 
-def _read_all(classifier: Classifier, uploads: list[Upload], progress) -> tuple[list[dict], list[str]]:
-    """The API's entries, and a thumbnail for each of those without an error. progress: a `gradio.Progress`."""
-    entries, thumbnails = [], []
+def _read_all(
+    classifier: Classifier, uploads: list[Upload], thumbnails: list[str] | None = None, progress=None
+) -> list[dict]:
+    """The API's entries.
+
+    thumbnails: gets one for each entry without an error. progress: a `gradio.Progress`.
+    """
+    entries: list[dict] = []
 
     def show(picture):
-        thumbnails.append(fragments.thumbnail(picture))
+        if thumbnails is not None:
+            thumbnails.append(fragments.thumbnail(picture))
 
     for start in range(0, len(uploads), CHUNK):
-        progress((start, len(uploads)), unit="files")
+        if progress:
+            progress((start, len(uploads)), unit="files")
         chunk, images = read_files(classifier, uploads[start : start + CHUNK], show)
         if images:
             fill_in(chunk, classifier.verdicts(torch.stack(images)))
         entries += chunk
-    return entries, thumbnails
+    return entries
 
 
 # --- for programs ------------------------------------------------------------------------------------------------
@@ -241,10 +290,10 @@ def _endpoints(gr, classifier: Classifier) -> None:
             raise gr.Error(str(error), print_exception=False) from None
 
     def predict_batch(files):
-        entries, images = read_files(classifier, [(name, path.read_bytes) for name, path in files])
-        if images:
-            fill_in(entries, classifier.verdicts(torch.stack(images)))
-        return entries
+        try:
+            return _read_all(classifier, find_uploads(files))
+        except TooMany as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     image, label = gr.Image(type="filepath", visible=False), gr.Label(num_top_classes=TOP_K, visible=False)
     files, table = gr.File(label="Pictures", file_count="multiple", visible=False), gr.JSON(visible=False)

@@ -16,10 +16,9 @@ from PIL import Image
 
 from cifar_fastai.errors import UserError
 from cifar_fastai.images import EXTENSIONS, MAX_BYTES, BadImage, decode_image, fit_image
-from cifar_fastai.inference import Classifier
+from cifar_fastai.inference import MAX_BATCH, Classifier
 
 STANDARD_INPUT = "-"
-BATCH = 64  # images classified at once: more are no faster, and the answers come later
 THREADS = min(4, os.cpu_count() or 1)  # that read files; each may hold a picture of 25 megapixels
 MANY = 100  # files that are worth a progress bar
 
@@ -60,7 +59,7 @@ def _find(argument: str) -> list[Answer]:
 
 
 def _images_in(folder: Path) -> list[Answer]:
-    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and not path.is_dir())
+    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and not os.path.isdir(path))  # noqa: PTH112
     return [Answer(str(path)) for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
@@ -79,7 +78,7 @@ def classify(
 
     def start_reading():
         size = classifier.export.size
-        return [executor.submit(_read, answer, _source(answer), size, side) for answer in itertools.islice(found, BATCH)]
+        return [executor.submit(_read, answer, _source(answer), size, side) for answer in itertools.islice(found, MAX_BATCH)]
 
     try:
         reading = start_reading()

@@ -14,6 +14,7 @@ from cifar_fastai.images import MAX_BYTES, TOO_LARGE, BadImage
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may ask for gigabytes of memory before the first byte
 ARCHIVE_START = b"PK"
+MAX_ARCHIVES = 50  # in one upload: each stays open meanwhile, and a process may often open no more than 1,024 files
 
 
 class Upload(NamedTuple):
@@ -34,9 +35,15 @@ def find_uploads(files: Iterable[tuple[str, Path]]) -> list[Upload]:
     member no more than the largest picture that is read, whatever is announced: how well something is compressed does not
     matter then. Archives within archives are not opened.
     """
-    found, room = [], _Room(MAX_REQUEST_BYTES)
+    found, room, n_archives = [], _Room(MAX_REQUEST_BYTES), 0
     for name, path in files:
-        found += _members(name, path, room) if _is_archive(path) else [Upload(name, path.read_bytes)]
+        if _is_archive(path):
+            n_archives += 1
+            if n_archives > MAX_ARCHIVES:
+                raise TooMany(f"There are more than {MAX_ARCHIVES} archives. Send fewer at a time.")
+            found += _members(name, path, room)
+        else:
+            found.append(Upload(name, path.read_bytes))
         if len(found) > MAX_FILES:
             raise TooMany(f"There are more than {MAX_FILES:,} files. Send fewer at a time.")
     return found
@@ -85,12 +92,11 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: _Room)
         raise BadImage("The archive is compressed in a way that is not read here.")
     if member.file_size > MAX_BYTES:
         raise BadImage(TOO_LARGE)
-    if room.n_bytes <= 0:
+    if member.file_size > room.n_bytes:
         raise BadImage(f"Left out: more than {MAX_REQUEST_BYTES // 1_000_000} MB come out of the archives.")
+    room.n_bytes -= member.file_size  # zipfile gives no more than that; what turns out to be damaged was unpacked too
     try:
         with archive.open(member) as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read()
     except Exception as error:  # a damaged archive makes zipfile raise nearly anything
         raise BadImage(f"It cannot be unpacked ({error or type(error).__name__}).") from None
-    room.n_bytes -= len(data)
-    return data

@@ -10,12 +10,14 @@ import tempfile
 import threading
 from pathlib import Path
 
-from cifar_fastai.api import create_api
+from cifar_fastai.api import MAX_FILES, create_api
 from cifar_fastai.batching import BatchingClassifier
 from cifar_fastai.errors import UserError
 from cifar_fastai.images import MAX_BYTES
 from cifar_fastai.inference import Classifier
 from cifar_fastai.page import appearance, build_app
+
+MAX_PATHS = 2 * MAX_FILES  # that one call may name: each is looked up
 
 
 def serve(classifier: BatchingClassifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
@@ -110,17 +112,16 @@ class UploadsOnly:
         await self.app(scope, replayed, send)
 
     def allows(self, body: bytes) -> bool:
-        """Whether each "path", anywhere in this JSON, lies in the folder."""
+        """Whether each "path", anywhere in this JSON, lies in the folder, and there are no more than MAX_PATHS."""
+        paths = set()
 
-        def sound(value) -> bool:
-            if isinstance(value, dict):
-                path = value.get("path")
-                inside = not isinstance(path, str) or Path(path).resolve().is_relative_to(self.folder)
-                return inside and all(map(sound, value.values()))
-            return not isinstance(value, list) or all(map(sound, value))
+        def note(value: dict) -> None:
+            if isinstance(path := value.get("path"), str):
+                paths.add(path)
 
         try:
-            return sound(json.loads(body or b"null"))
+            json.loads(body or b"null", object_hook=note)
+            return len(paths) <= MAX_PATHS and all(Path(path).resolve().is_relative_to(self.folder) for path in paths)
         except json.JSONDecodeError:  # Gradio will say so
             return True
         except (ValueError, RecursionError):  # a null character in a name, or lists in lists without end
@@ -134,9 +135,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # bound alone, two servers that start at once would both have it
         return listener
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter: a name that none can be
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}:{port} cannot be listened on ({reason}). Choose another --port or --host.") from None
 
 

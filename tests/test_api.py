@@ -348,10 +348,26 @@ def test_after_its_end_a_classifier_is_not_ready(digits_run):
     assert len(waiting.result()) == 3, "what waits is answered before"
     with pytest.raises(NotReady):
         batching.predict(picture(1))
+    batching.close()
     health = http.get("/v1/health")
     assert health.status_code == 503 and health.json()["ready"] is False
     answer = http.post("/v1/predict", files={"file": picture(1)})
     assert answer.status_code == 503 and "no model" in answer.json()["detail"] and answer.headers["retry-after"]
+
+
+def test_nothing_is_taken_that_will_not_be_answered(digits_run):
+    batching, taken = BatchingClassifier(digits_run.export), []
+    for _ in range(3):
+        taken.append(batching.submit(torch.zeros(64, 3, 32, 32, dtype=torch.uint8)))
+    closing = threading.Thread(target=batching.close)
+    closing.start()
+    while True:
+        try:
+            taken.append(batching.submit(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
+        except NotReady:
+            break
+    closing.join()
+    assert all(future.done() for future in taken)
 
 
 def test_an_error_in_one_batch_does_not_end_the_classifier(digits_run, classifier):
@@ -476,6 +492,19 @@ def test_no_file_of_the_server_is_opened(url, digits_run, tmp_path, name):
     path = name.format(export=digits_run.export, outside=tmp_path / "secret.png")
     for place, call in calls_naming(path):
         assert httpx.post(url + place, json=call).status_code == 403
+
+
+def test_the_files_that_a_call_may_name_are_counted(url):
+    (upload,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.png", picture(1))}).json()
+    folder = upload.rpartition("/")[0]
+    for n, refused in ((2000, False), (2001, True)):
+        data = [{"path": f"{folder}/{number}", "meta": UPLOAD} for number in range(n)]
+        answer = httpx.post(f"{url}/gradio_api/call/predict_batch", json={"data": [data]})
+        assert (answer.status_code == 403) == refused
+    data = [{"path": upload, "meta": UPLOAD, "orig_name": "x.png"}] * 1001
+    with httpx.Client(base_url=url, timeout=60) as client:
+        event = client.post("/gradio_api/call/predict_batch", json={"data": [data]}).json()["event_id"]
+        assert "more than 1,000 files" in client.get(f"/gradio_api/call/predict_batch/{event}").text
 
 
 def test_no_file_outside_the_uploads_is_served(url, digits_run, classifier):

@@ -354,7 +354,8 @@ def test_predict_cannot_make_the_folder_of_the_overlays(digits_run, photo, tmp_p
 
 def test_answers_stream_and_no_more_is_read_than_will_soon_be_classified(digits_run):
     from cifar_fastai import Classifier
-    from cifar_fastai.prediction import BATCH, Answer, classify
+    from cifar_fastai.inference import MAX_BATCH
+    from cifar_fastai.prediction import Answer, classify
 
     taken = []
 
@@ -365,7 +366,7 @@ def test_answers_stream_and_no_more_is_read_than_will_soon_be_classified(digits_
 
     answers = classify(Classifier(digits_run.export), endless())
     assert "nowhere.png: The file cannot be read" in next(answers).error
-    assert len(taken) == 2 * BATCH
+    assert len(taken) == 2 * MAX_BATCH
     answers.close()
 
 

@@ -131,6 +131,7 @@ OPTIONS = [
     ("serve", ["--export", "empty"], 5, "There is no export at empty"),
     ("serve", ["--export", "export", "--expect-digest", DIGEST], 5, "not the expected one"),
     ("serve", ["--export", "export", "--host", "999.1.1.1"], 2, "999.1.1.1:7860 cannot be listened on", "--host"),
+    ("serve", ["--export", "export", "--host", "my..host"], 2, "my..host:7860 cannot be listened on", "--host"),
     ("serve", ["--port", "0"], 2, "--port must lie between 1 and 65535"),
     ("serve", ["--port", "70000"], 2, "--port must lie between 1 and 65535"),
     ("serve", ["--auth", "me"], 2, "--auth takes USER:PASSWORD"),

@@ -10,6 +10,7 @@ from conftest import ROOT, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cifar_fastai import images
 from cifar_fastai.images import BadImage, decode_image, fit_image
@@ -61,6 +62,33 @@ def test_transparency_is_laid_over_white():
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([10, 20, 30])
     assert np.array_equal(decode_image(encoded(palette, transparency=0)), np.full((1, 2, 3), 255))
+
+
+def test_one_colour_that_is_transparent():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(file, "PNG", transparency=(200, 0, 0))
+    assert set(decode_image(file.getvalue()).get_flattened_data()) == {(255, 255, 255)}
+
+
+def test_the_files_metadata_stays_behind():
+    """Pillow writes it again where the picture is saved, or fails over it."""
+    file, described = io.BytesIO(), PngInfo()
+    described.add_text("transparency", "x" * 1000)
+    described.add_text("icc_profile", "x" * 1000)
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=described)
+    for source in (file.getvalue(), Image.new("L", (8, 8)), np.zeros((8, 8)), torch.zeros(3, 8, 8)):
+        assert decode_image(source).info == {"warnings": []}
+
+
+def test_further_pictures_in_a_jpeg_are_no_animation():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    assert Image.open(file).is_animated and decode_image(file.getvalue()).info["warnings"] == []
+
+
+def test_tensors_of_half_precision():
+    for kind in (torch.bfloat16, torch.float16):
+        assert decode_image(torch.ones(3, 8, 8, dtype=kind)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -19,7 +19,7 @@ from test_app import free_port
 from cifar_fastai import Classifier
 from cifar_fastai.artifacts import load_export
 from cifar_fastai.inference import Verdict
-from cifar_fastai.page import EXAMPLE_NAMES, EXAMPLES
+from cifar_fastai.page import EXAMPLE_NAMES, EXAMPLES, Shelf
 
 pytestmark = pytest.mark.browser
 SHIPPED = ROOT / "exports" / "cifar10"
@@ -186,6 +186,33 @@ def test_the_evidence_for_another_class(visit, classifier):
     second = overlay(page)
     assert np.abs(first.astype(int) - second).mean() > 5
     assert sentence(page).startswith("Perhaps cat"), "the answer stays"
+
+
+def test_a_slow_pictures_answer_does_not_come_under_the_next_one(visit, tmp_path):
+    page = visit()
+    shutil.copy(EXAMPLES / "ship.jpg", tmp_path / "ship.jpg")
+    Image.open(tmp_path / "ship.jpg").resize((5000, 4900)).save(tmp_path / "large.jpg", quality=50)
+    page.set_input_files("#picture input[type=file]", tmp_path / "large.jpg")
+    page.locator("#picture img").wait_for(timeout=20_000)
+    example(page, "frog").click()
+    answered(page, "frog")
+    page.wait_for_timeout(3000)
+    answered(page, "frog")
+    assert "frog" in sentence(page) and "ship" not in sentence(page)
+
+
+def test_a_second_click_on_an_example_is_answered_too(visit):
+    page = visit()
+    for _ in range(3):
+        example(page, "cat").click()
+        page.wait_for_timeout(50)
+    answered(page, "cat")
+
+
+def test_who_names_the_export_to_be_trusted_is_offered_no_other(exports):
+    digest = load_export(exports / "cifar10").sealed.digest
+    assert Shelf(Classifier(exports / "cifar10")).names == ["cifar10", "digits", "torn"]
+    assert Shelf(Classifier(exports / "cifar10", digest)).names == ["cifar10"]
 
 
 def test_with_the_keyboard_alone(visit):

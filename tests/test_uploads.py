@@ -3,6 +3,7 @@
 import io
 import stat
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -84,6 +85,23 @@ def test_what_comes_out_of_archives_in_all(tmp_path, monkeypatch):
     assert [len(upload.read()) for upload in find_uploads([("0.zip", paths[0])])] == [1_000_000] * 3, (
         "the next has room again"
     )
+
+
+def test_members_that_turn_out_to_be_damaged_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_REQUEST_BYTES", 3_000_000)
+    path = archive(tmp_path / "a.zip", {f"{k}.bmp": bytes(1_000_000) for k in range(9)})
+    data, sum_of_zeros = path.read_bytes(), zlib.crc32(bytes(1_000_000)).to_bytes(4, "little")
+    path.write_bytes(data.replace(sum_of_zeros, b"\0\0\0\0"))
+    reasons = [reason(upload) for upload in find_uploads([("a.zip", path)])]
+    assert ["Bad CRC" in each for each in reasons] == [True] * 3 + [False] * 6
+    assert all("more than 3 MB" in each for each in reasons[3:])
+
+
+def test_too_many_archives(tmp_path):
+    path = archive(tmp_path / "a.zip", {"x.png": b"x"})
+    assert len(find_uploads([("a.zip", path)] * 50)) == 50
+    with pytest.raises(TooMany, match="more than 50 archives"):
+        find_uploads([("a.zip", path)] * 51)
 
 
 def test_too_many_files(tmp_path, monkeypatch):
