@@ -3,10 +3,10 @@
 import errno
 import io
 import os
-import pickle
 import sys
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -68,7 +68,7 @@ def load(path: Path) -> dict:
             if folders := [member.filename for member in file.infolist() if member.external_attr]:
                 raise ValueError(f"{folders[0]} is damaged")  # marked as a folder, torch leaves its tensor uninitialised
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words advise to run what the file holds
+    except UnpicklingError:  # torch's own words advise to run what the file holds
         raise UserError(f"{path} cannot be used: it holds other things than tensors and plain values.") from None
     except Exception as error:  # zipfile and torch raise nearly anything on a damaged file, some of it without words
         reason = getattr(error, "strerror", None) or str(error) or "it is damaged"

@@ -208,7 +208,8 @@ def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
     wipe = {"fn": None, "outputs": results, "js": WIPE, **private}
     for event in (image.input, image.clear, *(button.click for button in examples)):
         event(**wipe)
-    image.input(look, [image, chosen], results, **private)
+    for event in (image.input, image.clear):
+        event(look, [image, chosen], results, **private)
     for name, button in zip(EXAMPLE_NAMES, examples, strict=True):
         path = str(EXAMPLES / f"{name}.jpg")
         button.click(lambda path=path: path, None, image, **private).then(look, [image, chosen], results, **private)

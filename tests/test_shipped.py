@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_the_exports_figures_are_those_of_its_run():
     assert config["training"]["git_commit"] == run["git_commit"]
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("guide-")])
+@pytest.mark.parametrize("name", ["cpu", "fast", "classic-sgd", "classic-adam"])
 def test_the_readme_and_the_recipe_quote_their_run(name):
     figures = [f"{RUNS[name][key] * 100:.2f} %" for key in ("test_accuracy", "test_accuracy_tta")]
     readme = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
@@ -48,6 +49,30 @@ def test_the_guide_quotes_its_run(name):
     guide = " ".join((ROOT / "docs" / "your-own-images.md").read_text().split()).replace(" %", "%")
     assert f"[figures](../results/{name})" in guide and f"seed {run['seed']}, " in guide
     assert f"{run['test_accuracy']:.1%} of the {n} " in guide and f"95% interval {low:.1%} to {high:.1%}" in guide
+
+
+def test_the_readme_quotes_the_digits():
+    run, readme = RUNS["digits"], " ".join((ROOT / "README.md").read_text().split())
+    command = json.loads((ROOT / "results" / "digits" / "config.json").read_text())["command"]
+    assert run["train_seconds"] < 45 and f"`{command}` runs the whole pipeline" in readme
+    assert f"[{run['test_accuracy']:.1%} right](results/digits)".replace("%", " %") in readme
+
+
+def test_the_page_on_scaling_quotes_the_messages():
+    result = json.loads((ROOT / "results" / "together.json").read_text())
+    page = " ".join((ROOT / "docs" / "scaling.md").read_text().split())
+    assert f"the short message takes {result['short_ms']:.2f} ms" in page
+    for model in ("small", "base", "large"):
+        share, mb = f"{result[model]['share'] * 100:.1f} %", f"({result[model]['mb']:.1f} MB"
+        assert re.search(rf"{share}[^%]* for `{model}` {re.escape(mb)}", page)
+
+
+def test_the_resume_proof_is_quoted():
+    trainings = json.loads((ROOT / "results" / "resume.json").read_text())["trainings"].values()
+    kills, in_a_save = (sum(each[key] for each in trainings) for key in ("kills", "in a save"))
+    text = " ".join((ROOT / "SECURITY.md").read_text().split())
+    assert f"{kills} SIGKILLs" in text and f"{in_a_save} of them inside a save" in text
+    assert not any(each["different"] for each in trainings)
 
 
 @pytest.mark.parametrize("model", ["small", "base"])
