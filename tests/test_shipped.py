@@ -67,6 +67,13 @@ def test_the_page_on_scaling_quotes_the_messages():
         assert re.search(rf"{share}[^%]* for `{model}` {re.escape(mb)}", page)
 
 
+def test_the_readme_quotes_what_compiling_brings():
+    result = json.loads((ROOT / "results" / "compiled.json").read_text())
+    small, base, large = (f"{result[model]['plain_over_compiled']:.2f}" for model in ("small", "base", "large"))
+    words = f"a step of `small` is {small} times as fast, one of `base` {base} and one of `large` {large} times"
+    assert words in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_the_resume_proof_is_quoted():
     trainings = json.loads((ROOT / "results" / "resume.json").read_text())["trainings"].values()
     kills, in_a_save = (sum(each[key] for each in trainings) for key in ("kills", "in a save"))
