@@ -74,6 +74,14 @@ def test_the_readme_quotes_what_compiling_brings():
     assert words in " ".join((ROOT / "README.md").read_text().split())
 
 
+def test_the_readme_quotes_the_ablation():
+    runs = json.loads((ROOT / "results" / "ablation-cpu.json").read_text())["runs"]
+    base, readme = runs["as it is"][0]["accuracy_tta"], (ROOT / "README.md").read_text()
+    for name, (run,) in runs.items():
+        gain = "" if name == "as it is" else f"{(run['accuracy_tta'] - base) * 100:+.2f}"
+        assert f"| {name} | {run['accuracy_tta'] * 100:.2f} % | {gain} |" in readme
+
+
 def test_the_resume_proof_is_quoted():
     trainings = json.loads((ROOT / "results" / "resume.json").read_text())["trainings"].values()
     kills, in_a_save = (sum(each[key] for each in trainings) for key in ("kills", "in a save"))
