@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning, UserError
+from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -161,7 +161,7 @@ def _export_pickle(export: Export, path: Path) -> None:
     try:
         learn.export(path)
     except RuntimeError as error:  # which is how torch says that a file could not be written
-        raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from None
+        raise OSError(errno.ENOSPC, first_line(error)) from None
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -305,7 +305,7 @@ def _build_model(config: dict, data: bytes) -> nn.Module:
         weights = load(data)
         model.load_state_dict(weights, strict=True)
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ExportError(f"{WEIGHTS} does not fit the model {config['model']!r} ({str(error).splitlines()[0]}).") from None
+        raise ExportError(f"{WEIGHTS} does not fit the model {config['model']!r} ({first_line(error)}).") from None
     for name, value in weights.items():
         if value.dtype != kinds[name]:
             raise ExportError(f"the weights {name} are {value.dtype} where the model has {kinds[name]}.")

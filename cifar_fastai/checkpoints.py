@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import UserError, first_line
 
 FORMAT = 2  # of the state in last.pth
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "previous.pth"
@@ -71,8 +71,8 @@ def load(path: Path) -> dict:
     except UnpicklingError:  # torch's own words advise to run what the file holds
         raise UserError(f"{path} cannot be used: it holds other things than tensors and plain values.") from None
     except Exception as error:  # zipfile and torch raise nearly anything on a damaged file, some of it without words
-        reason = getattr(error, "strerror", None) or str(error) or "it is damaged"
-        raise UserError(f"{path} cannot be used: {reason.splitlines()[0]}") from None
+        reason = first_line(getattr(error, "strerror", None) or error)
+        raise UserError(f"{path} cannot be used: {reason}") from None
 
 
 def load_last(folder: Path) -> dict | None:

@@ -239,13 +239,13 @@ def _training(options):
         raise UserError(f"--seed must lie between 0 and {MAX_SEED - n_seeds}, not {options.seed}.")
 
     from cifar_fastai.models import MODELS
-    from cifar_fastai.run import RunOptions, pick_device
+    from cifar_fastai.run import RunOptions, pick_device, say
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
         name, reason = auto_recipe(device, overrides.get("model"))
         if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
-            print(f"auto     recipe {name} on {device}: {reason}", flush=True)
+            say("auto", f"recipe {name} on {device}: {reason}")
     run_options = RunOptions(
         source=options.data,
         seed=options.seed,

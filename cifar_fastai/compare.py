@@ -30,7 +30,7 @@ from cifar_fastai.runfolder import read_finished
 
 ALPHA = 0.05  # a difference is called larger than chance if its p, corrected for the number of comparisons, lies below
 CIRCUMSTANCES = ("data", "subset", "seed", "device", "processes", "initial_weights")  # of config.json, beside the recipe
-OTHERS = {"find-lr": "lr_find.json", "tune": "trials.csv"}  # by which their folders are known
+OTHERS = {"lr_find.json": "find-lr", "trials.csv": "tune", "study.journal": "tune"}  # by which folders of theirs are known
 NO_VALUE = "-"
 
 
@@ -89,7 +89,9 @@ class Run:
 def open_runs(folders: list[Path]) -> list[Run]:
     """The runs, highest validation accuracy first. Passed over, and said so, are files, and what find-lr and tune left."""
     others = {path: "file" for path in folders if path.is_file()}
-    others |= {path: f"folder of {command}'s" for path in folders for command in OTHERS if (path / OTHERS[command]).exists()}
+    others |= {
+        path: f"folder of {command}'s" for path in folders for file, command in OTHERS.items() if (path / file).exists()
+    }
     for path, kind in others.items():
         say("note", f"{path} is a {kind}, not a run folder: left out")
     folders = [path for path in folders if path not in others]

@@ -13,7 +13,7 @@ from cifar_fastai.artifacts import Export
 from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import UserError, first_line
 from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
@@ -40,7 +40,7 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
     try:
         learn.model.load_state_dict(load(path)["model"])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be used: {first_line(error)}") from None
     return learn, recipe, config, metrics
 
 

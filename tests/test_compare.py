@@ -223,7 +223,7 @@ def test_more_processes_are_more_than_another_seed(tmp_path, compare):
 
 def test_folders_of_other_commands_are_left_out(tmp_path, compare):
     runs = [write_run(tmp_path / name, range(9)) for name in ("a", "b")]
-    for name, file in (("20260101-find-lr-x", "lr_find.json"), ("tune-x", "trials.csv")):
+    for name, file in (("20260101-find-lr-x", "lr_find.json"), ("tune-x", "study.journal")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).touch()
     code, text, errors, _ = compare(*sorted(tmp_path.iterdir()))
