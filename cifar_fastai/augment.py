@@ -205,8 +205,8 @@ def mix(images: Tensor, recipe: Recipe, random: np.random.Generator) -> tuple[Te
     blends = recipe.mixup and (not recipe.cutmix or random.random() < 0.5)
     alpha = recipe.mixup if blends else recipe.cutmix
     drawn = np.stack([random.beta(alpha, alpha, n), random.random(n), random.random(n)])
-    share, y, x = torch.from_numpy(drawn).to(device, torch.float32)
-    others = torch.from_numpy(random.permutation(n)).to(device)
+    share, y, x = torch.from_numpy(drawn).to(device, torch.float32, non_blocking=True)
+    others = torch.from_numpy(random.permutation(n)).to(device, non_blocking=True)
     if blends:
         return imageops.blend(images, images[others], share), others, share
     mixtures, share = imageops.paste(images, images[others], share, y, x)

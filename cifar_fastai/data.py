@@ -21,7 +21,6 @@ from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, T
 from fastai.torch_core import TensorCategory
 from fastai.vision.core import PILImage, TensorImage
 from fastai.vision.data import ImageBlock
-from fastcore.basics import chunked
 from fasttransform import Transform
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -145,11 +144,12 @@ class BatchDL(TfmdDL):
             return
         getters = [pipeline.tfms.fs[0] for pipeline in self.dataset.tls]
         images, labels = getters[0].tensors(self.device)
-        rows = torch.as_tensor(self.dataset.items, device=images.device)
-        for places in chunked(samps, self.bs, self.drop_last):
-            if not places[self.share]:  # a last batch of fewer images than processes
+        rows = torch.from_numpy(np.asarray(self.dataset.items)[list(samps)]).to(images.device)  # one transfer a pass
+        for whole in rows.split(self.bs):
+            batch = whole[self.share]
+            too_few = len(whole) < self.bs if self.drop_last else len(batch) == 0  # 0: fewer images than processes
+            if too_few:
                 continue
-            batch = rows[places[self.share]]
             x = TensorImage(images[batch].to(self.device).permute(0, 3, 1, 2))
             x.rows = batch.to(self.device)  # for Augment
             yield (x, RowLabels(labels[batch].to(self.device))) if len(getters) > 1 else (x,)

@@ -9,7 +9,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cifar_fastai.augment import Augment, mix
 from cifar_fastai.distributed import ALONE
 from cifar_fastai.models import MODELS, WhitenedNet, create_model
+from cifar_fastai.muon import Muon, is_filter
 from cifar_fastai.pretrained import TransferNet, check_model, create_architecture, create_pretrained, network_side
 from cifar_fastai.recipes import Recipe
 
@@ -46,7 +47,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None,
         lr=_learning_rates(model, recipe),
         moms=recipe.moms,
         metrics=accuracy,
-        cbs=_recipe_callbacks(model, recipe, seed),
+        cbs=_recipe_callbacks(model, recipe, dls.device, seed),
     )
 
 
@@ -109,26 +110,28 @@ def _training_images(dls: DataLoaders):
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
-    """The weights, by the rate at which they learn: the halves of a pretrained body, and its head; BatchNorm's biases, and
-    the rest of what is trained; or all of that together."""
+    """The weights, by the way they learn: the halves of a pretrained body, and its head; or BatchNorm's biases and Muon's
+    filters, where the recipe sets them apart, and the rest of what is trained."""
     if _fine_tunes(model, recipe):
         body = list(model.body.parameters())
         return [body[: len(body) // 2], body[len(body) // 2 :], list(model.head.parameters())]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if recipe.bias_lr_factor == 1:
-        return [trainable]
-    biases = [module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    known = set(map(id, biases))
-    return [biases, [parameter for parameter in trainable if id(parameter) not in known]]
+    groups = []
+    if recipe.bias_lr_factor != 1:
+        groups.append([module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)])
+    if recipe.optimizer == "muon":
+        groups.append([parameter for parameter in trainable if is_filter(parameter)])
+    known = {id(parameter) for group in groups for parameter in group}
+    return [*groups, [parameter for parameter in trainable if id(parameter) not in known]]
 
 
 def _learning_rates(model: nn.Module, recipe: Recipe) -> list[float] | float:
     """One for each of the groups, in their order."""
     if _fine_tunes(model, recipe):
         return [recipe.lr * recipe.body_lr_factor, recipe.lr * recipe.body_lr_factor**0.5, recipe.lr]
-    if recipe.bias_lr_factor != 1:
-        return [recipe.lr * recipe.bias_lr_factor, recipe.lr]
-    return recipe.lr
+    rates = [recipe.lr * recipe.bias_lr_factor] if recipe.bias_lr_factor != 1 else []
+    rates += [recipe.lr * recipe.muon_lr_factor] if recipe.optimizer == "muon" else []
+    return [*rates, recipe.lr] if rates else recipe.lr
 
 
 def _fine_tunes(model: nn.Module, recipe: Recipe) -> TypeGuard[TransferNet]:
@@ -136,7 +139,7 @@ def _fine_tunes(model: nn.Module, recipe: Recipe) -> TypeGuard[TransferNet]:
 
 
 def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
-    """torch's own optimizers, which update all weights at once, where fastai's loop over them in Python."""
+    """torch's own optimizers (and Muon), which update all weights at once, where fastai's loop over them in Python."""
     rates = lr if isinstance(lr, list) else [lr]
     groups = [
         {"params": list(group), "lr": rate, "weight_decay": recipe.wd * min(1, recipe.lr / rate)}
@@ -144,11 +147,14 @@ def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
     ]
     if recipe.optimizer == "adam":
         return OptimWrapper(opt=torch.optim.Adam(groups))
-    return OptimWrapper(opt=torch.optim.SGD(groups, momentum=recipe.moms[0], nesterov=True))
+    kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
+    return OptimWrapper(opt=kind(groups, momentum=recipe.moms[0], nesterov=True))
 
 
-def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> list[Callback]:
-    callbacks = []
+def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, seed: int | None) -> list[Callback]:
+    callbacks: list[Callback] = [LossesOnDevice()]
+    if precision(recipe, device) == "bfloat16":
+        callbacks.append(Autocast())
     if recipe.flip == "alternating":
         callbacks.append(AlternateFlips())
     if recipe.mixup or recipe.cutmix:
@@ -162,6 +168,58 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> lis
     if recipe.frozen_epochs and _fine_tunes(model, recipe):
         callbacks.append(FreezeBody(recipe.frozen_epochs))
     return callbacks
+
+
+def precision(recipe: Recipe, device: torch.device) -> str:
+    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has on GPUs made for it."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
+
+
+class Autocast(Callback):
+    """Lets the network compute in bfloat16 where torch holds that to be safe. Weights, loss and validation stay in float32.
+
+    fastai's MixedPrecision does so on CUDA alone, for the validation too.
+    """
+
+    order = 90  # after all that changes the batch
+    run_valid = False
+
+    def before_batch(self):
+        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.autocast.__enter__()
+
+    def after_pred(self):
+        self.autocast.__exit__(None, None, None)
+        self.learn.pred = self.pred.float()
+
+
+class SmoothLoss(AvgSmoothLoss):
+    """fastai's smoothed training loss, kept where the loss is; to fetch it at every step is to wait for the device there."""
+
+    def accumulate(self, learn):
+        self.count += 1
+        loss = learn.loss.detach()
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+
+class LossesOnDevice(Callback):
+    """Leaves the losses that Recorder collects on the device until the epoch ends."""
+
+    order = 40  # before Recorder
+
+    def before_fit(self):
+        vars(self.recorder)["smooth_loss"] = SmoothLoss()  # fastai warns where it is set as an attribute
+
+    def before_train(self):
+        self.begin = len(self.recorder.losses)
+
+    def after_train(self):
+        losses = self.recorder.losses
+        if new := losses[self.begin :]:
+            losses[self.begin :] = torch.stack(new).cpu()
 
 
 class Lookahead(Callback):

@@ -23,7 +23,7 @@ from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
 from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import draw_training, evaluate
-from cifar_fastai.learner import create_learner
+from cifar_fastai.learner import create_learner, precision
 from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
 from cifar_fastai.pretrained import FROM_SCRATCH, try_model, weights_origin
@@ -161,7 +161,7 @@ def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder:
         training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts)
 
         draw_training(learn, training, folder)
-        metrics = evaluate(learn, folder) | _record(learn, origin, training, options)
+        metrics = evaluate(learn, folder) | _record(learn, recipe, origin, training, options)
         record_metrics(folder, metrics, config)
         export = options.exports / config["name"]
         export_run(export, learn, config["name"], recipe, metrics)
@@ -240,14 +240,14 @@ def announce(learn: Learner, recipe: Recipe, origin: str, device: str, folder: P
     counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
     say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
     cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
-    say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device}")
+    say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device} in {precision(recipe, dls.device)}")
     if recipe.model not in MODELS:
         side = learn.model.side
         say("weights", f"{origin}; images are brought to {side} x {side} pixels")
     say("run", folder)
 
 
-def _record(learn: Learner, origin: str, training: Training, options: RunOptions) -> dict:
+def _record(learn: Learner, recipe: Recipe, origin: str, training: Training, options: RunOptions) -> dict:
     """What metrics.json holds beside the figures of the evaluation: the cost, the data and the circumstances."""
     dls, data = learn.dls, learn.dls.data
     about_data = {key: getattr(data, key) for key in ("source", "encoding", "sha256", "n_files", "fingerprint")}
@@ -264,6 +264,7 @@ def _record(learn: Learner, origin: str, training: Training, options: RunOptions
         "data": {**about_data, "n_train": len(dls.train_ds), "n_valid": len(dls.valid_ds), "n_test": data.n_test},
         "versions": versions(),
         "device": options.device,
+        "precision": precision(recipe, dls.device),
         "hardware": hardware(options.device),
         "processes": learn.processes.size,
         "seed": options.seed,

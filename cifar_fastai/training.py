@@ -173,13 +173,31 @@ class History(Callback):
 
 
 class StopOnDivergence(Callback):
-    """Ends the training with TrainingDiverged as soon as a loss is no longer finite, before anything is saved."""
+    """Ends the training with TrainingDiverged when a loss is no longer finite, before anything is saved.
+
+    To read a loss is to wait for the device. So it is read once in LOOK_SECONDS, and at the end of each epoch: one that was
+    not finite stays so in the smoothed loss.
+    """
 
     order = 56  # after Recorder, before the checkpoints
+    LOOK_SECONDS = 1
+    last_loss: float | None = None  # smoothed, as last read
+
+    def before_train(self):
+        self.looked = time.monotonic()
 
     def after_batch(self):
-        if self.training and not math.isfinite(self.smooth_loss):
-            self._stop("training", f"step {self.iter + 1}")
+        if self.training and time.monotonic() - self.looked >= self.LOOK_SECONDS:
+            self._look()
+
+    def after_train(self):
+        self._look()
+
+    def _look(self):
+        self.last_loss, self.looked = float(self.smooth_loss), time.monotonic()
+        if not math.isfinite(self.last_loss):
+            since = sum(not math.isfinite(loss) for loss in self.recorder.losses)
+            self._stop("training", f"step {self.iter + 2 - since}")
 
     def after_epoch(self):
         if not math.isfinite(self.recorder.values[-1][1]):
@@ -276,9 +294,11 @@ class Progress(Callback):
             self._estimate()
         if self.bar:
             rows = self.history.rows
-            accuracy = f"accuracy {rows[-1]['accuracy']:.1%}" if rows else ""
-            text = f"epoch {self.epoch + 1}/{self.n_epoch}  loss {float(self.smooth_loss):.3f}  {accuracy}"
-            self.bar.update(self.task, advance=1, description=text)
+            loss = self.stop_on_divergence.last_loss
+            parts = [f"epoch {self.epoch + 1}/{self.n_epoch}"]
+            parts += [f"loss {loss:.3f}"] if loss is not None else []
+            parts += [f"accuracy {rows[-1]['accuracy']:.1%}"] if rows else []
+            self.bar.update(self.task, advance=1, description="  ".join(parts))
 
     def after_epoch(self):
         row = self.history.rows[-1]
@@ -307,9 +327,11 @@ class Progress(Callback):
     def _estimate(self):
         last = min(self.WARM_UP + self.TIMED, len(self.dls.train)) - 1
         if self.iter == min(self.WARM_UP, last - 1):
+            float(self.smooth_loss)  # waits for the device: what it has yet to do counts
             self.timed_from, self.first_timed = time.perf_counter(), self.iter
         if self.iter == last and self.timed_from is not None:  # it is None in an epoch too short, or begun in the middle
             self.told = True
+            float(self.smooth_loss)
             a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
             an_image = a_batch / (len(self.yb[0]) * self.processes.size)
             training, validation = self._costs()

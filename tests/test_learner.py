@@ -14,7 +14,7 @@ from cifar_fastai import create_learner, dataloaders, fit, get_recipe
 from cifar_fastai.augment import mix
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import UserError
-from cifar_fastai.learner import Lookahead, MixImages, ProgressiveResizing
+from cifar_fastai.learner import Lookahead, MixImages, ProgressiveResizing, precision
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,40 @@ def test_fast_learns_digits(data):
     losses = [row[1] for row in learn.recorder.values]
     assert losses[-1] < losses[0] and losses[-1] < untrained
     assert learn.validate(dl=learn.dls.test)[1] > 0.9
+
+
+def test_bfloat16_is_for_the_networks_training_alone(data):
+    class Watch(Callback):
+        order = 95
+
+        def before_fit(self):
+            self.kinds = {True: set(), False: set()}
+            self.hook = self.model.head.register_forward_hook(
+                lambda layer, inputs, output: self.kinds[self.training].add(output.dtype)
+            )
+
+        def after_loss(self):
+            assert self.pred.dtype == self.loss.dtype == torch.float32
+
+        def after_fit(self):
+            self.hook.remove()
+
+    recipe = get_recipe("fast", epochs=4, bs=256, precision="bfloat16")
+    learn = create_learner(dataloaders(data, recipe), recipe, seed=1)
+    fit(learn, recipe, watch := Watch())
+    assert watch.kinds == {True: {torch.bfloat16}, False: {torch.float32}}
+    assert {value.dtype for value in learn.model.state_dict().values()} == {torch.float32, torch.int64}
+    assert learn.validate(dl=learn.dls.test)[1] > 0.9
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_precision_is_the_recipes_or_what_the_device_has(monkeypatch):
+    recipe, gpu, cpu = get_recipe("fast"), torch.device("cuda"), torch.device("cpu")
+    for has_it, kind in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        assert (precision(recipe, gpu), precision(recipe, cpu)) == (kind, "float32")
+        assert precision(get_recipe("fast", precision="float32"), gpu) == "float32"
+        assert precision(get_recipe("fast", precision="bfloat16"), cpu) == "bfloat16"
 
 
 def test_a_seed_repeats_the_training(data):

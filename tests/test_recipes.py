@@ -33,6 +33,8 @@ def test_every_recipe_names_a_model_and_itself():
     assert {auto_recipe(device)[0] for device in ("cpu", "cuda", "mps")} <= RECIPES.keys()
     for model, fitting in (("resnet18", "transfer"), ("small", "classic-sgd"), ("base", "cpu"), ("large", "cpu")):
         assert auto_recipe("cpu", model)[0] == fitting
+    for device, model, fitting in (("cuda", None, "large"), ("cuda", "base", "fast"), ("mps", None, "fast")):
+        assert auto_recipe(device, model)[0] == fitting
 
 
 @pytest.mark.parametrize("valid_pct", [0.1, 0.15, 0.2])
@@ -53,7 +55,9 @@ def test_valid_pct_inside_its_range(valid_pct):
         ("lr", float("nan"), "positive"),
         ("lr", float("inf"), "positive"),
         ("wd", -0.1, "positive"),
-        ("optimizer", "adma", "'adam' or 'sgd'"),
+        ("optimizer", "adma", "one of adam, sgd, muon"),
+        ("precision", "float16", "one of auto, float32, bfloat16"),
+        ("muon_lr_factor", 0.0, "positive"),
         ("size", 16, "between 32 and 128"),
         ("size", 256, "between 32 and 128"),
         ("start_size", 8, "0 or lie between 16 and the size, 32"),

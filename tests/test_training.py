@@ -1,20 +1,26 @@
 import csv
 import io
+import math
 import platform
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fastai.callback.core import Callback
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import FreezeBody, ProgressiveResizing
 from cifar_fastai.sources import ImageData
-from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReturnMemory, train
+from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReturnMemory, StopOnDivergence, train
 
 
 def random_data(n_train=240, n_test=20):
@@ -148,3 +154,76 @@ def test_freed_memory_goes_back_to_the_system():
     before = resident()
     ReturnMemory().after_epoch()
     assert resident() < before - 100
+
+
+READING = {"item", "tolist", "numpy", "cpu", "nonzero", "__float__", "__int__", "__bool__", "__index__", "__array__"}
+
+
+class PretendedDevice(TorchFunctionMode):
+    """Takes some tensors, and all that is computed from them, for ones on a GPU; notes what would have a CPU wait for it."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.waits = []
+        self.put(tensors)
+
+    def put(self, values):
+        for each in tree_leaves(values):
+            if isinstance(each, torch.Tensor):
+                each.on_device = True
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not any(getattr(each, "on_device", False) for each in tree_leaves((args, kwargs))):
+            return function(*args, **kwargs)
+        with ValuesNeeded() as inside:
+            result = function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name in READING or inside.operators:
+            self.waits.append(name)
+        if name == "cpu":
+            return result.clone()
+        self.put(result)
+        return result
+
+
+class ValuesNeeded(TorchDispatchMode):
+    """Notes operators that need the values of tensors, not only their shapes, to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.operators.append(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("fast", {}),
+        ("cpu", {}),
+        ("large", {"model": "base"}),
+        ("classic-sgd", {"optimizer": "muon", "lookahead_steps": 5}),
+        ("classic-adam", {"mixup": 0.2, "cutmix": 1.0, "precision": "bfloat16"}),
+    ],
+)
+def test_a_training_step_waits_for_nothing(tmp_path, monkeypatch, name, fields):
+    """However many steps an epoch has, the CPU needs values from the device equally often."""
+    monkeypatch.setattr(StopOnDivergence, "LOOK_SECONDS", math.inf)
+    waits = []
+    for bs in (40, 20):
+        (folder := tmp_path / str(bs)).mkdir()
+        recipe = get_recipe(name, bs=bs, epochs=1, **fields)
+        learn = create_learner(dataloaders("digits", recipe, subset=300), recipe, seed=1)
+        images_and_labels = learn.dls.train.dataset.tls[0].tfms.fs[0].tensors(learn.dls.device)
+        with PretendedDevice([images_and_labels, list(learn.model.state_dict(keep_vars=True).values())]) as device:
+            train(learn, recipe, folder, io.StringIO())
+        assert learn.smooth_loss.on_device
+        waits.append(Counter(device.waits))
+    assert waits[0] == waits[1] and waits[0]["cpu"]
+    with device:
+        float(learn.smooth_loss)
+    assert device.waits[-1] == "__float__"
