@@ -30,6 +30,7 @@ from cifar_fastai.sources import ImageData
 BASE = "as it is"
 VARIANTS = {
     BASE: {},
+    "SGD throughout": {"optimizer": "sgd"},
     "random flip": {"flip": "random"},
     "translation by 2": {"crop_pad": 2},
     "no label smoothing": {"label_smoothing": 0.0},

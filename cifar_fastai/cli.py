@@ -238,12 +238,14 @@ def _training(options):
     if not 0 <= options.seed <= MAX_SEED - n_seeds:
         raise UserError(f"--seed must lie between 0 and {MAX_SEED - n_seeds}, not {options.seed}.")
 
+    from cifar_fastai.cache import load_data
     from cifar_fastai.models import MODELS
     from cifar_fastai.run import RunOptions, pick_device, say
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
-        name, reason = auto_recipe(device, overrides.get("model"))
+        n_images = None if device == "cpu" else options.subset or load_data(options.data, overrides.get("size", 32)).n_train
+        name, reason = auto_recipe(device, overrides.get("model"), n_images)
         if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
             say("auto", f"recipe {name} on {device}: {reason}")
     run_options = RunOptions(

@@ -19,6 +19,7 @@ AUGMENTATION_LIMITS = {  # beyond which the arithmetic makes no image any more
     "crop_pad": 16, "rotate": 180, "translate": 0.5, "scale": 0.9, "perspective": 0.9, "brightness": 1, "contrast": 1,
     "saturation": 1, "cutout": 32, "mixup": 100, "cutmix": 100,
 }  # fmt: skip
+MANY_IMAGES = 20_000  # of which batches of 1024 make the five hundred steps in 30 epochs that airbench94 needs
 FLIPS = ("random", "alternating", "off")
 OPTIMIZERS = ("adam", "sgd", "muon")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -166,7 +167,8 @@ FAST = Recipe(
 )
 
 # As fast, in batches that fit a CPU's caches, which run faster there than batches of 1024; learning rate and steps between
-# lookaheads are scaled with the batch. Flip and translation are airbench96's.
+# lookaheads are scaled with the batch. Flip and translation are airbench96's. Muon's rate is amid those that served equally
+# well in short trainings, judged by training images held out: 0.03 to 0.12, with a momentum of 0.6 to 0.9.
 CPU = dataclasses.replace(
     FAST,
     name="cpu",
@@ -344,14 +346,17 @@ def search_space(recipe: Recipe) -> dict[str, tuple[float, float, bool]]:
     }
 
 
-def auto_recipe(device_type: str, model: str | None = None) -> tuple[str, str]:
-    """The recipe that suits a device ("cuda", "mps" or "cpu") and the model that was asked for; and the reason in words."""
+def auto_recipe(device_type: str, model: str | None = None, n_images: int | None = None) -> tuple[str, str]:
+    """The recipe that suits a device ("cuda", "mps" or "cpu"), the model that was asked for and the number of training
+    images, where that is known; and the reason in words."""
     if model == "small":
         return "classic-sgd", "made for the small network"
     if model not in (None, "base", "large"):
         return "transfer", "made for networks that others have trained"
     if device_type == "cpu":
         return "cpu", "the most accurate recipe here, made for a CPU"
+    if n_images is not None and n_images < MANY_IMAGES:
+        return "cpu", f"its batches of {CPU.bs} make enough steps of {n_images:,} images"
     if device_type == "cuda" and model != "base":
         return "large", "made to be as accurate as a GPU's speed allows"
     return "fast", "made for an accelerator, and there is one"

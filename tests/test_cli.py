@@ -18,6 +18,8 @@ import pytest
 from conftest import ROOT, call, environment, write_pictures
 from PIL import Image
 
+from cifar_fastai import cli
+
 RUN_FILES = (
     "checkpoints confident_mistakes.png config.json confusion_matrix.png filters.png history.csv loss_curve.png "
     "lr_schedule.png metrics.json per_class_accuracy.png predictions.csv predictions.png recipe.toml reliability.png "
@@ -435,3 +437,21 @@ def test_a_reader_that_leaves_early_is_no_fault(digits_run, photo, tmp_path):
     command = f"{sys.executable} {ROOT / 'predict.py'} --export {digits_run.export} {photo} {photo} | head -n 0"
     done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recipe"),
+    [
+        (["--data", "digits"], "cpu"),  # few images
+        (["--data", "elsewhere", "--subset", "30000"], "large"),  # many, and nothing is read to know that
+        (["--data", "elsewhere", "--subset", "30000", "--model", "base"], "fast"),
+        (["--data", "elsewhere", "--subset", "30000", "--model", "resnet18"], "transfer"),
+    ],
+)
+def test_auto_on_a_gpu(monkeypatch, capsys, arguments, recipe):
+    monkeypatch.setattr("cifar_fastai.run.pick_device", lambda asked: "cuda")
+    monkeypatch.setattr("cifar_fastai.run.run", lambda recipe, options: chosen.append((recipe, options)))
+    chosen = []
+    assert cli.main("train", arguments) == 0
+    assert [(recipe.name, options.device) for recipe, options in chosen] == [(recipe, "cuda")]
+    assert capsys.readouterr().out.startswith(f"auto     recipe {recipe} on cuda: ")

@@ -34,7 +34,8 @@ def test_every_recipe_names_a_model_and_itself():
     for model, fitting in (("resnet18", "transfer"), ("small", "classic-sgd"), ("base", "cpu"), ("large", "cpu")):
         assert auto_recipe("cpu", model)[0] == fitting
     for device, model, fitting in (("cuda", None, "large"), ("cuda", "base", "fast"), ("mps", None, "fast")):
-        assert auto_recipe(device, model)[0] == fitting
+        assert auto_recipe(device, model, 50_000)[0] == auto_recipe(device, model)[0] == fitting
+        assert auto_recipe(device, model, 2_000)[0] == "cpu"
 
 
 @pytest.mark.parametrize("valid_pct", [0.1, 0.15, 0.2])
