@@ -131,15 +131,15 @@ def check_model(recipe: Recipe) -> None:
             f"There is no model {name!r}.{nearest(name, [*MODELS, *architectures()])} "
             f"There are: {', '.join(MODELS)}, and the classifiers of torchvision.models and timm{timm_hint()}."
         )
-    if recipe.optimizer == "muon" and name not in MODELS:
-        raise UserError(
-            f"The optimizer muon is for {', '.join(MODELS)}, which normalise what their convolutions give, not for {name!r}."
-        )
     if recipe.start_size and name not in ("base", "large"):
         suited = "classic-sgd" if name in MODELS else "transfer"
         raise UserError(
             f"The model {name!r} takes images of one size, and the recipe {recipe.name!r} begins with smaller ones "
             f"(start_size). Choose --recipe {suited}, or the model base or large."
+        )
+    if recipe.optimizer == "muon" and name not in MODELS:
+        raise UserError(
+            f"The optimizer muon is for {', '.join(MODELS)}, which normalise what their convolutions give, not for {name!r}."
         )
 
 

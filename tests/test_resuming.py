@@ -16,6 +16,7 @@ from cifar_fastai.training import train
 
 SHORT = {"bs": 24, "epochs": 3}
 EVERYTHING = {"mixup": 0.2, "cutmix": 1.0, "trivial_augment": True, "flip": "random", "whiten_bias_epochs": 1}
+EVERYTHING |= {"optimizer": "muon", "precision": "bfloat16"}
 RECIPES = {
     "classic-adam": get_recipe("classic-adam", **SHORT),
     "classic-sgd": get_recipe("classic-sgd", **SHORT),
