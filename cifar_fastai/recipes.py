@@ -167,25 +167,33 @@ FAST = Recipe(
 )
 
 # As fast, in batches that fit a CPU's caches, which run faster there than batches of 1024; learning rate and steps between
-# lookaheads are scaled with the batch. Flip and translation are airbench96's. Muon's rate is amid those that served equally
-# well in short trainings, judged by training images held out: 0.03 to 0.12, with a momentum of 0.6 to 0.9.
+# lookaheads are scaled with the batch. Flip and translation are airbench96's.
 CPU = dataclasses.replace(
     FAST,
     name="cpu",
     about="the network of `fast` trained longer, on images that grow, in batches that suit a CPU's caches",
-    measured="",
+    measured="90.46 % on CIFAR-10's test split, 91.59 % with TTA (JPEG copy, 30 epochs, n=1, results/cpu)",
     bs=128,
-    optimizer="muon",
     lr=0.1875,
-    muon_lr_factor=0.2,
     lookahead_steps=40,
     flip="alternating",
     crop_pad=4,
-    cutout=8,
     start_size=24,
     grow_pct=0.5,
     pct_start=0.15,
     div_final=1000.0,
+)
+
+# Muon learns faster than SGD, which pays in short trainings; in those of 30 epochs it came out the same. Its rate is amid
+# those that served equally well, judged by training images held out: 0.03 to 0.12, with a momentum of 0.6 to 0.9.
+SHORT = dataclasses.replace(
+    CPU,
+    name="short",
+    about="as `cpu`, but made for 5 to 15 epochs: with Muon, which learns faster, and less translation",
+    measured="",
+    optimizer="muon",
+    muon_lr_factor=0.2,
+    crop_pad=2,
 )
 
 # Keller Jordan's airbench96, its wider network; as above the schedule is fastai's.
@@ -249,6 +257,7 @@ RECIPES = {
         ),
         FAST,
         CPU,
+        SHORT,
         LARGE,
         TRANSFER,
     )
