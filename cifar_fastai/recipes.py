@@ -190,7 +190,7 @@ SHORT = dataclasses.replace(
     CPU,
     name="short",
     about="as `cpu`, but made for 5 to 15 epochs: with Muon, which learns faster, and less translation",
-    measured="",
+    measured="89.65 % on CIFAR-10's test split, 90.34 % with TTA (JPEG copy, 10 epochs, n=1, results/short)",
     optimizer="muon",
     muon_lr_factor=0.2,
     crop_pad=2,

@@ -31,7 +31,7 @@ def test_the_exports_figures_are_those_of_its_run():
     assert config["training"]["git_commit"] == run["git_commit"]
 
 
-@pytest.mark.parametrize("name", ["cpu", "fast", "classic-sgd", "classic-adam"])
+@pytest.mark.parametrize("name", ["cpu", "short", "fast", "classic-sgd", "classic-adam"])
 def test_the_readme_and_the_recipe_quote_their_run(name):
     figures = [f"{RUNS[name][key] * 100:.2f} %" for key in ("test_accuracy", "test_accuracy_tta")]
     readme = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
