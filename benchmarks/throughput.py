@@ -180,9 +180,7 @@ def training_flops(model: nn.Module, bs: int) -> float:
 
 def measure(model: str, bs: int, rounds: int, n_images: int, folder: Path) -> dict:
     # at full size, as most of the work of a training is
-    optimizer = "adam" if model == "small" else "sgd"  # fastai's own has no Muon
-    fields = {"model": model, "bs": bs, "epochs": 1, "start_size": 0, "flip": "random", "optimizer": optimizer}
-    recipe = get_recipe(RECIPES[model], **fields)
+    recipe = get_recipe(RECIPES[model], model=model, bs=bs, epochs=1, start_size=0, flip="random")
     data = random_images(n_images)
     contestants = {"ours": Ours(data, recipe), "by_hand": HandWritten(data, recipe)}
     contestants["fastai"] = StockFastai(data, recipe, folder)
