@@ -184,8 +184,8 @@ CPU = dataclasses.replace(
     div_final=1000.0,
 )
 
-# Muon learns faster than SGD, which pays in short trainings; in those of 30 epochs it came out the same. Its rate is amid
-# those that served equally well, judged by training images held out: 0.03 to 0.12, with a momentum of 0.6 to 0.9.
+# Muon learns faster than SGD, which pays in short trainings; in those of 30 epochs it came out the same (results/README.md).
+# Its rate was chosen by short trainings, judged by training images held out.
 SHORT = dataclasses.replace(
     CPU,
     name="short",

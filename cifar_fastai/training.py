@@ -175,26 +175,23 @@ class History(Callback):
 class StopOnDivergence(Callback):
     """Ends the training with TrainingDiverged when a loss is no longer finite, before anything is saved.
 
-    To read a loss is to wait for the device. So it is read once in LOOK_SECONDS, and at the end of each epoch: one that was
-    not finite stays so in the smoothed loss.
+    To read a loss is to wait for the device, so it is read every LOOK_STEPS steps and at the end of each epoch: one that was
+    not finite stays so when smoothed. By steps and not by time, so that processes that train together end together.
     """
 
     order = 56  # after Recorder, before the checkpoints
-    LOOK_SECONDS = 1
+    LOOK_STEPS = 20
     last_loss: float | None = None  # smoothed, as last read
 
-    def before_train(self):
-        self.looked = time.monotonic()
-
     def after_batch(self):
-        if self.training and time.monotonic() - self.looked >= self.LOOK_SECONDS:
+        if self.training and (self.last_loss is None or self.iter % self.LOOK_STEPS == 0):
             self._look()
 
     def after_train(self):
         self._look()
 
     def _look(self):
-        self.last_loss, self.looked = float(self.smooth_loss), time.monotonic()
+        self.last_loss = float(self.smooth_loss)
         if not math.isfinite(self.last_loss):
             since = sum(not math.isfinite(loss) for loss in self.recorder.losses)
             self._stop("training", f"step {self.iter + 2 - since}")
@@ -294,11 +291,9 @@ class Progress(Callback):
             self._estimate()
         if self.bar:
             rows = self.history.rows
-            loss = self.stop_on_divergence.last_loss
-            parts = [f"epoch {self.epoch + 1}/{self.n_epoch}"]
-            parts += [f"loss {loss:.3f}"] if loss is not None else []
-            parts += [f"accuracy {rows[-1]['accuracy']:.1%}"] if rows else []
-            self.bar.update(self.task, advance=1, description="  ".join(parts))
+            accuracy = f"accuracy {rows[-1]['accuracy']:.1%}" if rows else ""
+            text = f"epoch {self.epoch + 1}/{self.n_epoch}  loss {self.stop_on_divergence.last_loss:.3f}  {accuracy}"
+            self.bar.update(self.task, advance=1, description=text)
 
     def after_epoch(self):
         row = self.history.rows[-1]
