@@ -375,7 +375,7 @@ class _Pictures:
 
     def add_all(self, files: Iterable[_File]) -> None:
         for paths, (pixels, reasons) in _decoded(self._chunks(files), self.size):
-            for path, image, reason in zip(paths, pixels, reasons, strict=True):
+            for path, image, reason in zip(paths, _on_own_pages(pixels), reasons, strict=True):
                 if reason:
                     self.damaged.append(f"{path} ({reason})")
                 else:
@@ -435,24 +435,28 @@ def _decoded(chunks: Iterator, size: int) -> Iterator:
     from loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count
 
     waiting = deque()
+
+    def first_result():
+        paths, future = waiting.popleft()
+        return paths, future.result()
+
     try:
         with ProcessPoolExecutor(cpu_count()) as executor:
             for paths, contents in chunks:
                 waiting.append((paths, executor.submit(_decode_chunk, contents, size)))
                 if len(waiting) > 2 * cpu_count():  # enough to keep them busy, and no more in memory than that
-                    yield _result(*waiting.popleft())
+                    yield first_result()
             while waiting:
-                yield _result(*waiting.popleft())
+                yield first_result()
     except BrokenProcessPool:
         raise DataError("A process that decodes images was ended from outside; is there too little memory?") from None
 
 
-def _result(paths, future):
-    pixels, reasons = future.result()
-    # Moved to pages of their own: what malloc gave between the pool's messages would stay with the process when freed.
+def _on_own_pages(pixels: np.ndarray) -> np.ndarray:
+    """A copy that goes back to the system when freed; what malloc gave, among smaller things, may stay with the process."""
     pages = np.frombuffer(mmap.mmap(-1, pixels.nbytes), np.uint8).reshape(pixels.shape)
     pages[:] = pixels
-    return paths, (pages, reasons)
+    return pages
 
 
 def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:
