@@ -140,6 +140,7 @@ class Shortcut(nn.Sequential):
 MODELS: dict[str, type[nn.Module] | partial] = {
     "small": ConvNet,
     "base": WhitenedNet,
+    "deep": partial(WhitenedNet, depth=3),
     "large": partial(WhitenedNet, widths=(128, 512, 512), depth=3),
 }
 

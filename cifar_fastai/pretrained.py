@@ -131,7 +131,7 @@ def check_model(recipe: Recipe) -> None:
             f"There is no model {name!r}.{nearest(name, [*MODELS, *architectures()])} "
             f"There are: {', '.join(MODELS)}, and the classifiers of torchvision.models and timm{timm_hint()}."
         )
-    if recipe.start_size and name not in ("base", "large"):
+    if recipe.start_size and name not in ("base", "deep", "large"):
         suited = "classic-sgd" if name in MODELS else "transfer"
         raise UserError(
             f"The model {name!r} takes images of one size, and the recipe {recipe.name!r} begins with smaller ones "

@@ -362,7 +362,7 @@ def auto_recipe(device_type: str, model: str | None = None, n_images: int | None
     images, where that is known; and the reason in words."""
     if model == "small":
         return "classic-sgd", "made for the small network"
-    if model not in (None, "base", "large"):
+    if model not in (None, "base", "deep", "large"):
         return "transfer", "made for networks that others have trained"
     if device_type == "cpu":
         return "cpu", "the most accurate recipe here, made for a CPU"
