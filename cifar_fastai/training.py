@@ -65,7 +65,7 @@ def train(
     interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
     checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts)
-    keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReturnMemory()]
+    keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReuseMemory()]
     cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, *([TrainTogether()] if learn.processes.size > 1 else [])]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     try:
@@ -225,19 +225,32 @@ class SaveBest(SaveModelCallback):
         load_weights(self.learn, self.processes.from_first(lambda: load(self.path)))
 
 
-class ReturnMemory(Callback):
-    """Gives freed memory back to the system after each epoch.
+class ReuseMemory(Callback):
+    """Keeps the memory of one step for the next, and gives back to the system after each epoch what is free.
 
-    The C library's allocator (glibc's) keeps what was freed between blocks in use, and with batches of tens of megabytes
-    that adds up, over a long training, to several gigabytes. Elsewhere this does nothing.
+    The C library's allocator (glibc's) returns large blocks to the system as soon as they are freed, and the next step then
+    waits for the system to clear them anew, a page at a time: a seventh of the time of a step of `deep` on a CPU
+    (benchmarks/allocator.py). What it keeps lies scattered, and over a long training would add up to several gigabytes.
+    Other C libraries are left as they are.
     """
 
     order = Checkpoints.order + 1  # what was saved has just been in memory too
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    LARGE = (1 << 30, 32 << 20)  # bytes from which a block is returned at once; older glibcs take the second alone
+
+    def before_fit(self):
+        mallopt = _of_glibc("mallopt")
+        if mallopt and any(mallopt(self.M_MMAP_THRESHOLD, n_bytes) for n_bytes in self.LARGE):
+            mallopt(self.M_TRIM_THRESHOLD, 2**31 - 1)
 
     def after_epoch(self):
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-        if malloc_trim:
+        if malloc_trim := _of_glibc("malloc_trim"):
             malloc_trim(0)
+
+
+def _of_glibc(name: str):
+    """A function of the C library, or None where there is none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 class EarlyStopping(EarlyStoppingCallback):

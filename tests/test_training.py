@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import platform
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, call
 from fastai.callback.core import Callback
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +21,7 @@ from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import FreezeBody, ProgressiveResizing
 from cifar_fastai.sources import ImageData
-from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReturnMemory, StopOnDivergence, train
+from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReuseMemory, StopOnDivergence, train
 
 
 def random_data(n_train=240, n_test=20):
@@ -140,7 +142,12 @@ def test_the_estimate_knows_that_a_body_thaws():
     assert progress._costs() == ((0.5 + 3) / 4 / 0.5, 2.0)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone")
+with_glibc = pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone"
+)
+
+
+@with_glibc
 def test_freed_memory_goes_back_to_the_system():
     """Blocks freed between blocks in use stay with the process until it is told to return them."""
 
@@ -151,8 +158,26 @@ def test_freed_memory_goes_back_to_the_system():
     blocks = [bytearray(100_000) for _ in range(2000)]
     del blocks[1::2], blocks[1::2], blocks[1::2]
     before = resident()
-    ReturnMemory().after_epoch()
+    ReuseMemory().after_epoch()
     assert resident() < before - 100
+
+
+@with_glibc
+def test_a_step_reuses_the_memory_of_the_last_one(tmp_path):
+    """Memory that comes from the system anew comes page by page, each with a fault."""
+    code = (
+        "import io, resource, sys; from pathlib import Path; from fastai.callback.core import Callback\n"
+        "from cifar_fastai import create_learner, dataloaders, get_recipe; from cifar_fastai.training import train\n"
+        "class Faults(Callback):\n"
+        "    seen = []\n"
+        "    def before_batch(self): self.seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+        "recipe = get_recipe('fast', bs=128, epochs=1)\n"
+        "learn = create_learner(dataloaders('digits', recipe), recipe, seed=1)\n"
+        "train(learn, recipe, Path(sys.argv[1]), io.StringIO(), cbs=[Faults()])\n"
+        "print(sorted(after - before for before, after in zip(Faults.seen[2:7], Faults.seen[3:8]))[2])"
+    )
+    n_bytes = 128 * 64 * 31 * 31 * 4  # what the first convolution of a group gives
+    assert int(call("-c", code, tmp_path, cwd=ROOT).stdout) < n_bytes / os.sysconf("SC_PAGE_SIZE") / 10
 
 
 READING = {"item", "tolist", "numpy", "cpu", "nonzero", "__float__", "__int__", "__bool__", "__index__", "__array__"}
