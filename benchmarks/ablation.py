@@ -1,6 +1,6 @@
 """What each trick of a recipe is worth: the recipe as it is, and then without one after the other.
 
-    CIFAR10_DATA=… python benchmarks/ablation.py [--recipe cpu] [--images 15000] [--epochs 8] [--seeds 2] [--json FILE]
+    CIFAR10_DATA=… python benchmarks/ablation.py [--recipe FILE] [--images 15000] [--epochs 8] [--seeds 2] [--json FILE]
 
 So that a table takes hours and not weeks, the trainings are short: --images of the training split, --epochs epochs. They
 are judged, plain and with TTA, on --judge other images of the training split; the test split is never looked at. A trick
@@ -30,7 +30,8 @@ from cifar_fastai.sources import ImageData
 BASE = "as it is"
 VARIANTS = {
     BASE: {},
-    "Muon": {"optimizer": "muon", "muon_lr_factor": 0.2},
+    "Muon": {"optimizer": "muon"},
+    "a third convolution": {"model": "deep"},
     "random flip": {"flip": "random"},
     "translation by 2": {"crop_pad": 2},
     "no label smoothing": {"label_smoothing": 0.0},
@@ -77,7 +78,7 @@ def line(name: str, runs: list[dict], base: list[dict]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=os.environ.get("CIFAR10_DATA", "digits"))
-    parser.add_argument("--recipe", default="cpu")
+    parser.add_argument("--recipe", default=str(Path(__file__).with_suffix(".toml")))
     parser.add_argument("--images", type=int, default=15_000)
     parser.add_argument("--judge", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=8)
@@ -85,8 +86,8 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", type=Path, help="keep the figures in this file, and add to what is there")
     options = parser.parse_args()
-    settings = {"data": Path(options.data).name}
-    settings |= {name: getattr(options, name) for name in ("recipe", "images", "judge", "epochs")}
+    settings = {"data": Path(options.data).name, "recipe": Path(options.recipe).name}
+    settings |= {name: getattr(options, name) for name in ("images", "judge", "epochs")}
     result = {**settings, "runs": {}, "hardware": hardware("cpu"), "versions": versions(), "git_commit": git_commit()}
     if options.json and options.json.exists():
         result = json.loads(options.json.read_text())

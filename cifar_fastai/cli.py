@@ -147,7 +147,7 @@ def _add_training_arguments(parser):
         "--model",
         default=recipe,
         metavar="NAME",
-        help="small, base, large, or resnet18 and the like (default: the recipe's)",
+        help="small, base, deep, large, or resnet18 and the like (default: the recipe's)",
     )
     start = parser.add_mutually_exclusive_group()
     text = "start torchvision's and timm's models from published weights (the default for those)"

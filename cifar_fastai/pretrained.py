@@ -131,11 +131,11 @@ def check_model(recipe: Recipe) -> None:
             f"There is no model {name!r}.{nearest(name, [*MODELS, *architectures()])} "
             f"There are: {', '.join(MODELS)}, and the classifiers of torchvision.models and timm{timm_hint()}."
         )
-    if recipe.start_size and name not in ("base", "deep", "large"):
+    if recipe.start_size and (name == "small" or name not in MODELS):
         suited = "classic-sgd" if name in MODELS else "transfer"
         raise UserError(
             f"The model {name!r} takes images of one size, and the recipe {recipe.name!r} begins with smaller ones "
-            f"(start_size). Choose --recipe {suited}, or the model base or large."
+            f"(start_size). Choose --recipe {suited}, or the model base, deep or large."
         )
     if recipe.optimizer == "muon" and name not in MODELS:
         raise UserError(

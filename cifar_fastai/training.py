@@ -229,7 +229,7 @@ class ReuseMemory(Callback):
     """Keeps the memory of one step for the next, and gives back to the system after each epoch what is free.
 
     The C library's allocator (glibc's) returns large blocks to the system as soon as they are freed, and the next step then
-    waits for the system to clear them anew, a page at a time: a seventh of the time of a step of `deep` on a CPU
+    waits for the system to clear them anew, a page at a time: on a CPU that took up to a third of a step's time
     (benchmarks/allocator.py). What it keeps lies scattered, and over a long training would add up to several gigabytes.
     Other C libraries are left as they are.
     """

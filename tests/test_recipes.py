@@ -31,7 +31,13 @@ def test_every_recipe_names_a_model_and_itself():
         assert recipe.name == name and recipe.about
         assert recipe.model in MODELS or is_architecture(recipe.model)
     assert {auto_recipe(device)[0] for device in ("cpu", "cuda", "mps")} <= RECIPES.keys()
-    for model, fitting in (("resnet18", "transfer"), ("small", "classic-sgd"), ("base", "cpu"), ("large", "cpu")):
+    for model, fitting in (
+        ("resnet18", "transfer"),
+        ("small", "classic-sgd"),
+        ("base", "cpu"),
+        ("deep", "cpu"),
+        ("large", "cpu"),
+    ):
         assert auto_recipe("cpu", model)[0] == fitting
     for device, model, fitting in (("cuda", None, "large"), ("cuda", "base", "fast"), ("mps", None, "fast")):
         assert auto_recipe(device, model, 50_000)[0] == auto_recipe(device, model)[0] == fitting

@@ -74,8 +74,16 @@ def test_the_readme_quotes_what_compiling_brings():
     assert words in " ".join((ROOT / "README.md").read_text().split())
 
 
+def test_the_readme_quotes_what_keeping_memory_brings():
+    cases = json.loads((ROOT / "results" / "allocator.json").read_text())["cases"]
+    small, base, large_batches, deep_24, deep = (f"{case['plain_over_kept']:.2f} times" for case in cases)
+    words = f"a step of `small` is {small} as fast for it, one of `base` {base}, in batches of 1024 images {large_batches}, "
+    words += f"and one of `deep` {deep}, on images of 24 pixels {deep_24}"
+    assert words in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_the_readme_quotes_the_ablation():
-    runs = json.loads((ROOT / "results" / "ablation-cpu.json").read_text())["runs"]
+    runs = json.loads((ROOT / "results" / "ablation.json").read_text())["runs"]
     base, readme = runs["as it is"][0]["accuracy_tta"], (ROOT / "README.md").read_text()
     for name, (run,) in runs.items():
         gain = "" if name == "as it is" else f"{(run['accuracy_tta'] - base) * 100:+.2f}"
