@@ -23,7 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +192,7 @@ class Elsewhere:
 
 
 def _start(kind, *arguments):
+    set_start_method(None, force=True)  # a DataLoader's workers start in the way that is usual here
     global contestant  # of this process
     contestant = kind(*arguments)
 
