@@ -92,6 +92,7 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
             raise
     # The error is gone by here, and with it its traceback, which kept the batch in memory.
     learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None
+    _return_memory()
     bs = learn.dls.train.bs
     smaller = (bs >> halvings for halvings in range(1, bs.bit_length()))
     n = learn.processes.size
@@ -244,8 +245,12 @@ class ReuseMemory(Callback):
             mallopt(self.M_TRIM_THRESHOLD, 2**31 - 1)
 
     def after_epoch(self):
-        if malloc_trim := _of_glibc("malloc_trim"):
-            malloc_trim(0)
+        _return_memory()
+
+
+def _return_memory() -> None:
+    if malloc_trim := _of_glibc("malloc_trim"):
+        malloc_trim(0)
 
 
 def _of_glibc(name: str):

@@ -39,8 +39,8 @@ def test_a_search_keeps_the_groups_proportion_and_the_weights(tmp_path):
     learn.add_cb(rates := Rates())
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
     search = search_lr(learn, quiet)
-    biases, rest = np.array(rates.rates).T
-    assert biases == pytest.approx(64 * rest) and len(rest) <= STEPS + 1
+    biases, filters, rest = np.array(rates.rates).T
+    assert biases == pytest.approx(64 * rest) and filters == pytest.approx(0.2 * rest) and len(rest) <= STEPS + 1
     assert rest == pytest.approx(START_LR * (END_LR / START_LR) ** (np.arange(len(rest)) / STEPS))
     assert set(rates.sides) == {32} and rates.frozen == 0
     assert search.lrs == pytest.approx(rest[10 : 10 + len(search.lrs)])
