@@ -30,7 +30,7 @@ def steps(model: str, side: int, bs: int, reuse: bool) -> dict:
     """Seconds and page faults of a step, forward and backward, in this process: the medians of some."""
     if reuse:
         ReuseMemory().before_fit()
-    network = create_model(model, 10, 32)
+    network = create_model(model, 10)
     images = torch.randn(bs, 3, side, side).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (bs,))
     seen = []
