@@ -29,7 +29,7 @@ STEPS, WARM_UP = 6, 2
 def steps(model: str, side: int, bs: int, reuse: bool) -> dict:
     """Seconds and page faults of a step, forward and backward, in this process: the medians of some."""
     if reuse:
-        ReuseMemory().before_fit()
+        ReuseMemory().keep()
     network = create_model(model, 10)
     images = torch.randn(bs, 3, side, side).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (bs,))

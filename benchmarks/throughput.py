@@ -212,7 +212,7 @@ def measure(model: str, bs: int, rounds: int, n_images: int, folder: Path) -> di
         "by_hand": Elsewhere(HandWritten, data, recipe),
         "fastai": Elsewhere(StockFastai, data, recipe, folder),
     }
-    ReuseMemory().before_fit()  # here too, or the convolutions alone would be slower than in training
+    ReuseMemory().keep()  # here too, or the convolutions alone would be slower than in training
     network = create_model(model, 10)
     convolutions, flops = Convolutions(network, bs), training_flops(network, bs)
     speeds, rates = {name: [] for name in contestants}, {"convolutions": [], "gemm": []}

@@ -92,7 +92,6 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
             raise
     # The error is gone by here, and with it its traceback, which kept the batch in memory.
     learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None
-    _return_memory()
     bs = learn.dls.train.bs
     smaller = (bs >> halvings for halvings in range(1, bs.bit_length()))
     n = learn.processes.size
@@ -109,7 +108,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fits_memory(learn: Learner, bs: int) -> bool:
-    """Whether a batch of this many images can be had, forth and back through the network."""
+    """Whether a batch of this many images can be had: forth and back through the network with a quarter more, for what
+    else a training needs."""
+    _return_memory()  # what an attempt before this one has left
+    bs += bs // 4
     size = learn.dls.data.size
     learn.model.train()
     try:
@@ -239,7 +241,12 @@ class ReuseMemory(Callback):
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
     LARGE = (1 << 30, 32 << 20)  # bytes from which a block is returned at once; older glibcs take the second alone
 
-    def before_fit(self):
+    def after_batch(self):
+        if self.iter == 0:  # not earlier: where memory does not suffice for one step, that of the attempt can go back
+            self.keep()
+
+    def keep(self):
+        """From now on until the process ends."""
         mallopt = _of_glibc("mallopt")
         if mallopt and any(mallopt(self.M_MMAP_THRESHOLD, n_bytes) for n_bytes in self.LARGE):
             mallopt(self.M_TRIM_THRESHOLD, 2**31 - 1)
