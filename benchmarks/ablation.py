@@ -26,6 +26,7 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.evaluation import predict
 from cifar_fastai.run import git_commit, hardware, versions
 from cifar_fastai.sources import ImageData
+from cifar_fastai.training import ReuseMemory
 
 BASE = "as it is"
 VARIANTS = {
@@ -59,7 +60,7 @@ def measure(data: ImageData, recipe, seed: int) -> dict:
     learn = create_learner(dls, recipe, seed=seed)
     start = time.process_time()
     with learn.no_bar(), learn.no_logging():
-        fit(learn, recipe)
+        fit(learn, recipe, [ReuseMemory()])
     seconds = time.process_time() - start
     judged = predict(learn, dls.test)
     tta = metrics.accuracy(judged.tta, judged.labels)
