@@ -97,7 +97,9 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
     n = learn.processes.size
     fitting = next((each for each in smaller if each % n == 0 and _fits_memory(learn, each // n)), None)
     way_out = (
-        f"one of {fitting} fits: try --bs {fitting}." if fitting else "nor for any smaller one: choose a smaller --model."
+        f"one of {fitting} fits: try --bs {fitting}."
+        if fitting
+        else "and no smaller one was found to fit: try a smaller --model or --bs."
     )
     raise UserError(f"There is not enough memory for a batch of {bs} images, {way_out}")
 
