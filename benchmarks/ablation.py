@@ -7,8 +7,8 @@ are judged, plain and with TTA, on --judge other images of the training split; t
 that needs long trainings to pay can look worse here than it is.
 
 Every variant is trained with the same seeds, so on the same images from the same initial weights, and compared with the
-recipe as it is seed by seed. The file is rewritten after every run, and what it holds already is not run again: several
-evenings can fill one table.
+recipe as it is, in float32, seed by seed. The file is rewritten after every run, and what it holds already is not run again:
+several evenings can fill one table.
 """
 
 import argparse
@@ -46,6 +46,7 @@ VARIANTS = {
     "mixup": {"mixup": 0.2},
     "CutMix": {"cutmix": 1.0},
     "trivial augment": {"trivial_augment": True},
+    "bfloat16": {"precision": "bfloat16"},
 }
 
 
@@ -65,7 +66,7 @@ def measure(data: ImageData, recipe, seed: int) -> dict:
     judged = predict(learn, dls.test)
     tta = metrics.accuracy(judged.tta, judged.labels)
     figures = {"accuracy": judged.accuracy, "accuracy_tta": tta, "cpu_seconds": seconds}
-    return {"seed": seed, **figures, "git_commit": git_commit()}
+    return {"seed": seed, **figures, "git_commit": git_commit(), "hardware": hardware("cpu")}
 
 
 def line(name: str, runs: list[dict], base: list[dict]) -> str:
@@ -102,7 +103,8 @@ def main():
         for name in names:
             runs = result["runs"].setdefault(name, [])
             if seed not in [run["seed"] for run in runs]:
-                recipe = get_recipe(options.recipe, epochs=options.epochs, **VARIANTS[name])
+                fields = {"epochs": options.epochs, "precision": "float32"} | VARIANTS[name]
+                recipe = get_recipe(options.recipe, **fields)
                 runs.append(measure(data, recipe, seed))
                 if options.json:
                     options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -202,8 +202,9 @@ def _epoch() -> float:
 
 
 def measure(model: str, bs: int, rounds: int, n_images: int, folder: Path) -> dict:
-    # At full size, as most of the work of a training is, and with an optimizer that all three have.
-    recipe = get_recipe(RECIPES[model], model=model, bs=bs, epochs=1, start_size=0, flip="random", cutout=0)
+    # At full size, as most of the work of a training is, and with an optimizer and a precision that all three have.
+    same = {"start_size": 0, "flip": "random", "cutout": 0, "precision": "float32"}
+    recipe = get_recipe(RECIPES[model], model=model, bs=bs, epochs=1, **same)
     if recipe.optimizer == "muon":
         recipe = replace(recipe, optimizer="sgd")
     data = random_images(n_images)

@@ -1,5 +1,6 @@
 """From DataLoaders and a recipe to a fastai Learner: network, loss, optimizer, metrics and what belongs to them."""
 
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeGuard
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifar_fastai.augment import Augment, mix
+from cifar_fastai.convolutions import NarrowConvolutions
 from cifar_fastai.distributed import ALONE
 from cifar_fastai.models import MODELS, WhitenedNet, create_model
 from cifar_fastai.muon import Muon, is_filter
@@ -171,11 +173,18 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, se
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
-    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has on GPUs made for it."""
+    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has where it is faster."""
     if recipe.precision != "auto":
         return recipe.precision
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_it else "float32"
+    return "bfloat16" if _is_made_for_bfloat16(device) else "float32"
+
+
+def _is_made_for_bfloat16(device: torch.device) -> bool:
+    """Of CPUs those are that multiply whole tiles (AMX), as far as torch can tell; others emulate it, at half the speed."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.10 has none
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
 
 
 class Autocast(Callback):
@@ -188,11 +197,14 @@ class Autocast(Callback):
     run_valid = False
 
     def before_batch(self):
-        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
-        self.autocast.__enter__()
+        device = self.dls.device.type
+        self.within = ExitStack()
+        self.within.enter_context(torch.autocast(device, torch.bfloat16))
+        if device == "cpu":
+            self.within.enter_context(NarrowConvolutions())
 
     def after_pred(self):
-        self.autocast.__exit__(None, None, None)
+        self.within.close()
         self.learn.pred = self.pred.float()
 
 
