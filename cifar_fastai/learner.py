@@ -173,18 +173,11 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, se
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
-    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has where it is faster."""
+    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has on GPUs made for it."""
     if recipe.precision != "auto":
         return recipe.precision
-    return "bfloat16" if _is_made_for_bfloat16(device) else "float32"
-
-
-def _is_made_for_bfloat16(device: torch.device) -> bool:
-    """Of CPUs those are that multiply whole tiles (AMX), as far as torch can tell; others emulate it, at half the speed."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.10 has none
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
 
 
 class Autocast(Callback):

@@ -124,7 +124,9 @@ class WhitenedNet(TwoHalves):
         return self.groups[-1]
 
     def maps(self, x):
-        return self.groups(F.gelu(self.stem(x)))
+        with torch.autocast(x.device.type, enabled=False):  # whitening magnifies what bfloat16 rounds away
+            x = self.stem(x)
+        return self.groups(F.gelu(x))
 
     def classify(self, maps):
         return self.head(maps.amax(dim=(2, 3))) * self.logit_scale

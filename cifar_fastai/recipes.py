@@ -82,7 +82,7 @@ class Recipe:
     whiten_bias_epochs: int = 0  # epochs after which the bias of a whitening stem is frozen; 0: never
     start_size: int = 0  # progressive resizing: side of the training images in the first epochs; 0: always the full size
     grow_pct: float = 0.7  # share of the epochs over which they grow to their full size, by four pixels at a time
-    precision: str = "auto"  # "bfloat16": compute in it where that is safe; "float32"; "auto": the faster one
+    precision: str = "auto"  # "bfloat16": compute in it where that is safe; "float32"; "auto": bfloat16 on GPUs that have it
 
     # One-cycle schedule
     epochs: int = 30
