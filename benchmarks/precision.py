@@ -1,6 +1,6 @@
 """What bfloat16 gains on this CPU: images a second of `train()` in it, against float32, in one run.
 
-    python benchmarks/precision.py [--rounds 4] [--json FILE]
+    python benchmarks/precision.py [--models base deep] [--rounds 6] [--json FILE]
 
 Each network is trained by the recipe it is for, an epoch in turn: in float32, in bfloat16 with the filters' gradients left
 to oneDNN, and in bfloat16 as it is (convolutions.py). Figures are medians of the rounds' ratios. It pays on CPUs that
@@ -51,11 +51,13 @@ def measure(model: str, side: int, rounds: int) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4)
+    models = sorted({model for model, _ in TRAININGS})
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     rows = []
-    for model, side in TRAININGS:
+    for model, side in [training for training in TRAININGS if training[0] in options.models]:
         row = measure(model, side, options.rounds)
         rows.append(row)
         print(
