@@ -3,8 +3,8 @@
     python benchmarks/precision.py [--models base deep] [--rounds 6] [--json FILE]
 
 Each network is trained by the recipe it is for, an epoch in turn: in float32, in bfloat16 with the filters' gradients left
-to oneDNN, and in bfloat16 as it is (convolutions.py). Figures are medians of the rounds' ratios. It pays on CPUs that
-multiply whole tiles (AMX); others emulate bfloat16.
+to oneDNN, and in bfloat16 as it is (convolutions.py). Figures are medians of the rounds' ratios. What is known
+so far is of a CPU that multiplies whole tiles (AMX).
 """
 
 import argparse
@@ -66,7 +66,8 @@ def main():
             flush=True,
         )
     if options.json:
-        capabilities = {key: torch.cpu.get_capabilities().get(key, False) for key in ("amx_bf16", "avx512_bf16")}
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 cannot tell
+        capabilities = {key: able.get(key) for key in ("amx_bf16", "avx512_bf16")}
         result = {"trainings": rows, **capabilities, "hardware": hardware("cpu"), "versions": versions()}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -6,8 +6,6 @@ from torch import nn
 from cifar_fastai import convolutions, create_learner, dataloaders, fit, get_recipe
 from cifar_fastai.convolutions import NarrowConvolutions, filter_gradient
 
-CHANNELS_LAST = torch.channels_last
-
 
 def gradients(conv: nn.Conv2d, x: torch.Tensor):
     """Of the filters and of `x`, for some loss."""
@@ -19,7 +17,7 @@ def gradients(conv: nn.Conv2d, x: torch.Tensor):
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (3, 7), (7, 3), (5, 5)])
-@pytest.mark.parametrize("memory_format", [CHANNELS_LAST, torch.contiguous_format])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_gradients_are_torchs_own(sides, memory_format):
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, padding=1, bias=False).double().to(memory_format=memory_format)

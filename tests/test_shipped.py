@@ -93,6 +93,14 @@ def test_the_readme_quotes_the_ablation():
         assert f"| {name} | {accuracy:.2f} % | {against} | {by_seed} |" in readme
 
 
+def test_the_readme_quotes_what_bfloat16_gains():
+    rows = json.loads((ROOT / "results" / "precision.json").read_text())["trainings"]
+    gains = {(row["model"], row["side"]): f"{row['bfloat16_over_float32']:.2f} times" for row in rows}
+    base, small, full = gains["base", 32], gains["deep", 24], gains["deep", 32]
+    words = f"{base} as fast with it for `base` and {full} for `deep`, on images of 24 pixels {small} "
+    assert words in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_the_resume_proof_is_quoted():
     trainings = json.loads((ROOT / "results" / "resume.json").read_text())["trainings"].values()
     kills, in_a_save = (sum(each[key] for each in trainings) for key in ("kills", "in a save"))
