@@ -173,32 +173,55 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, se
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
-    """In which a training computes: "float32", or "bfloat16", which a recipe that leaves it open has on GPUs made for it."""
+    """In which a training computes: "float32" or "bfloat16". A recipe that leaves it open has bfloat16 on GPUs made for it, and
+    on CPUs that multiply tiles of it (AMX), which only torch 2.11 and later tell of."""
     if recipe.precision != "auto":
         return recipe.precision
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_it else "float32"
+    if device.type == "cuda":
+        made_for_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        made_for_it = device.type == "cpu" and _cpu_capabilities().get("amx_bf16", False)
+    return "bfloat16" if made_for_it else "float32"
+
+
+def _cpu_capabilities() -> dict:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 class Autocast(Callback):
-    """Lets the network compute in bfloat16 where torch holds that to be safe. Weights, loss and validation stay in float32.
+    """While it trains, lets the network and the optimizer compute in bfloat16 where torch holds that to be safe. Weights and
+    loss stay in float32, and so does all that is predicted later.
 
-    fastai's MixedPrecision does so on CUDA alone, for the validation too.
+    fastai's MixedPrecision does so on CUDA alone, and not for the optimizer, which multiplies matrices only as Muon.
     """
 
     order = 90  # after all that changes the batch
     run_valid = False
 
+    def before_fit(self):
+        self.run_valid = True
+
     def before_batch(self):
-        device = self.dls.device.type
-        self.within = ExitStack()
-        self.within.enter_context(torch.autocast(device, torch.bfloat16))
-        if device == "cpu":
+        self._enter()
+        if self.dls.device.type == "cpu":
             self.within.enter_context(NarrowConvolutions())
 
     def after_pred(self):
         self.within.close()
         self.learn.pred = self.pred.float()
+
+    def before_step(self):
+        self._enter()
+
+    def after_step(self):
+        self.within.close()
+
+    def after_fit(self):
+        self.run_valid = False
+
+    def _enter(self):
+        self.within = ExitStack()
+        self.within.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
 
 
 class SmoothLoss(AvgSmoothLoss):

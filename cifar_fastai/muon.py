@@ -1,7 +1,7 @@
 """Muon: stochastic gradient descent whose steps for convolution filters are orthogonal matrices.
 
 Keller Jordan, https://kellerjordan.github.io/posts/muon, and with convolutions and normalised filters his airbench94_muon.
-torch.optim.Muon is for matrices alone, and computes in bfloat16, which most CPUs emulate.
+torch.optim.Muon is for matrices alone, and computes in bfloat16, which most CPUs emulate; this one does so under autocast.
 """
 
 import torch
@@ -32,9 +32,10 @@ class Muon(torch.optim.SGD):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight.grad)
         buffer = state["momentum_buffer"].mul_(momentum).add_(weight.grad)
-        direction = orthogonal(weight.grad.add(buffer, alpha=momentum).flatten(1))
+        gradient = weight.grad.add(buffer, alpha=momentum).permute(0, 2, 3, 1)  # as channels-last filters lie in memory
+        direction = orthogonal(gradient.flatten(1)).view_as(gradient).permute(0, 3, 1, 2)
         weight.mul_(len(weight) ** 0.5 / weight.norm())
-        weight.sub_(direction.view_as(weight), alpha=lr)
+        weight.sub_(direction, alpha=lr)
 
 
 def is_filter(weight: Tensor) -> bool:
@@ -51,11 +52,11 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     if len(matrix) > matrix.shape[1]:
         return orthogonal(matrix.T, steps).T
     a, b, c = QUINTIC
-    matrix = matrix / (matrix.norm() + 1e-7)
-    gram = matrix @ matrix.T
+    norm = matrix.norm() + 1e-7
+    gram = matrix @ matrix.T / norm**2
     product = identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(steps):
         factor = a * identity + b * gram + c * (gram @ gram)
         gram = factor @ gram @ factor
         product = factor @ product
-    return product @ matrix
+    return product / norm @ matrix

@@ -40,29 +40,27 @@ def test_fast_learns_digits(data):
     assert learn.validate(dl=learn.dls.test)[1] > 0.9
 
 
-def test_bfloat16_is_for_the_networks_training_alone(data):
+def test_bfloat16_is_for_fitting_alone(data):
     class Watch(Callback):
         order = 95
-
-        def before_fit(self):
-            self.kinds = {True: set(), False: set()}
-            self.hook = self.model.head.register_forward_hook(
-                lambda layer, inputs, output: self.kinds[self.training].add(output.dtype)
-            )
 
         def after_loss(self):
             assert self.pred.dtype == self.loss.dtype == torch.float32
 
-        def after_fit(self):
-            self.hook.remove()
+        def before_step(self):
+            assert torch.is_autocast_enabled("cpu")
 
     recipe = get_recipe("fast", epochs=4, bs=256, precision="bfloat16")
     learn = create_learner(dataloaders(data, recipe), recipe, seed=1)
-    fit(learn, recipe, watch := Watch())
-    assert watch.kinds == {True: {torch.bfloat16}, False: {torch.float32}}
+    kinds = {True: set(), False: set()}  # of what the network computes, in training and validation
+    learn.model.head.register_forward_hook(lambda layer, inputs, output: kinds[layer.training].add(output.dtype))
+    fit(learn, recipe, Watch())
+    assert kinds == {True: {torch.bfloat16}, False: {torch.bfloat16}}
     assert {value.dtype for value in learn.model.state_dict().values()} == {torch.float32, torch.int64}
-    assert learn.validate(dl=learn.dls.test)[1] > 0.9
     assert not torch.is_autocast_enabled("cpu")
+    kinds[False].clear()
+    assert learn.validate(dl=learn.dls.test)[1] > 0.9
+    assert kinds[False] == {torch.float32}
 
 
 def test_what_whitening_magnifies_is_not_rounded_first(data):
@@ -79,9 +77,14 @@ def test_precision_is_the_recipes_or_what_the_device_has(monkeypatch):
     recipe, gpu, cpu = get_recipe("fast"), torch.device("cuda"), torch.device("cpu")
     for has_it, kind in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
-        assert (precision(recipe, gpu), precision(recipe, cpu)) == (kind, "float32")
-        assert precision(get_recipe("fast", precision="float32"), gpu) == "float32"
-        assert precision(get_recipe("fast", precision="bfloat16"), cpu) == "bfloat16"
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_it: {"amx_bf16": has_it}, raising=False)
+        assert precision(recipe, gpu) == precision(recipe, cpu) == kind
+        assert precision(recipe, torch.device("mps")) == "float32"
+        for device in (gpu, cpu):
+            assert precision(get_recipe("fast", precision="float32"), device) == "float32"
+            assert precision(get_recipe("fast", precision="bfloat16"), device) == "bfloat16"
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in torch 2.10
+    assert precision(recipe, cpu) == "float32"
 
 
 def test_a_seed_repeats_the_training(data):

@@ -22,6 +22,15 @@ def test_the_nearest_orthogonal_matrix(shape):
     assert torch.allclose(orthogonal(1000 * matrix), orthogonal(matrix), atol=1e-4)
 
 
+def test_under_autocast_the_products_are_in_bfloat16():
+    torch.manual_seed(0)
+    matrix = torch.randn(32, 90)
+    exact = orthogonal(matrix)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = orthogonal(matrix)
+    assert rough.dtype == torch.bfloat16 and 0 < (rough - exact).norm() < 0.03 * exact.norm()
+
+
 def test_steps_on_matrices_are_those_of_torchs_own():
     torch.manual_seed(0)
     start = torch.randn(12, 3, 3, 3)
