@@ -52,6 +52,6 @@ def filter_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     n, n_in, height, width = x.shape
     pixels = F.pad(x.permute(2, 0, 3, 1), (0, 0, 1, 1, 0, 0, 1, 1))  # (H + 2, N, W + 2, n_in)
     neighbourhoods = pixels.unfold(2, 3, 1).transpose(3, 4).reshape(height + 2, n * width, 3 * n_in)
-    outputs = gradient.permute(2, 0, 3, 1).reshape(height * n * width, -1)
-    rows = [outputs.T @ neighbourhoods[i : i + height].flatten(0, 1) for i in range(3)]
+    outputs = gradient.permute(1, 2, 0, 3).flatten(1)  # (n_out, H * N * W)
+    rows = [outputs @ neighbourhoods[i : i + height].flatten(0, 1) for i in range(3)]
     return torch.stack(rows, 1).view(-1, 3, 3, n_in).permute(0, 3, 1, 2)
