@@ -82,7 +82,7 @@ class Recipe:
     whiten_bias_epochs: int = 0  # epochs after which the bias of a whitening stem is frozen; 0: never
     start_size: int = 0  # progressive resizing: side of the training images in the first epochs; 0: always the full size
     grow_pct: float = 0.7  # share of the epochs over which they grow to their full size, by four pixels at a time
-    precision: str = "auto"  # "bfloat16": compute in it where that is safe; "float32"; "auto": bfloat16 on GPUs that have it
+    precision: str = "auto"  # "bfloat16": compute in it where that is safe; "float32"; "auto": bfloat16 where made for it
 
     # One-cycle schedule
     epochs: int = 30
@@ -185,7 +185,6 @@ CPU = dataclasses.replace(
     crop_pad=4,
     cutout=8,
     start_size=24,
-    grow_pct=0.5,
     pct_start=0.15,
     div_final=1000.0,
 )
@@ -198,6 +197,7 @@ SHORT = dataclasses.replace(
     model="base",
     crop_pad=2,
     cutout=0,
+    grow_pct=0.5,
 )
 
 # Keller Jordan's airbench96, its wider network; as above the schedule is fastai's.
