@@ -1,6 +1,6 @@
 """From DataLoaders and a recipe to a fastai Learner: network, loss, optimizer, metrics and what belongs to them."""
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeGuard
 
@@ -40,7 +40,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None,
     if seed is not None:
         set_seed(seed)
     model = _create_model(recipe, dls, blank)
-    return ResumableLearner(
+    learn = ResumableLearner(
         dls,
         model,
         loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
@@ -49,23 +49,42 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None,
         lr=_learning_rates(model, recipe),
         moms=recipe.moms,
         metrics=accuracy,
-        cbs=_recipe_callbacks(model, recipe, dls.device, seed),
+        cbs=_recipe_callbacks(model, recipe, seed),
     )
+    learn.in_bfloat16 = precision(recipe, dls.device) == "bfloat16"
+    return learn
 
 
 class ResumableLearner(Learner):
     """A Learner whose `fit` begins with the epoch `first_epoch`, counted from 0; one of several, where `processes` says so.
 
     fastai's own `start_epoch` runs every callback for the epochs left out, on figures that are not there.
+
+    in_bfloat16: whether network and optimizer compute in bfloat16 during `fit`, where torch holds that to be safe. Weights
+    and loss stay in float32, and so does all that is predicted later. fastai's MixedPrecision is for CUDA alone, leaves the
+    optimizer out, whose only products of matrices are Muon's, and stays on after Ctrl-C.
     """
 
     first_epoch = 0
     processes = ALONE  # that train together
+    in_bfloat16 = False
+    _fitting = False
 
     def _do_fit(self):
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        self._fitting = True
+        try:
+            for epoch in range(self.first_epoch, self.n_epoch):
+                self.epoch = epoch
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        finally:
+            self._fitting = False
+
+    def _do_one_batch(self):
+        if not (self.in_bfloat16 and self._fitting):
+            return super()._do_one_batch()
+        device = self.dls.device.type
+        with torch.autocast(device, torch.bfloat16), NarrowConvolutions() if device == "cpu" else nullcontext():
+            super()._do_one_batch()
 
 
 class CalibratedLoss(CrossEntropyLossFlat):
@@ -153,10 +172,8 @@ def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
     return OptimWrapper(opt=kind(groups, momentum=recipe.moms[0], nesterov=True))
 
 
-def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, seed: int | None) -> list[Callback]:
+def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> list[Callback]:
     callbacks: list[Callback] = [LossesOnDevice()]
-    if precision(recipe, device) == "bfloat16":
-        callbacks.append(Autocast())
     if recipe.flip == "alternating":
         callbacks.append(AlternateFlips())
     if recipe.mixup or recipe.cutmix:
@@ -173,55 +190,16 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, device: torch.device, se
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
-    """In which a training computes: "float32" or "bfloat16". A recipe that leaves it open has bfloat16 on GPUs made for it, and
-    on CPUs that multiply tiles of it (AMX), which only torch 2.11 and later tell of."""
+    """In which a training computes: "float32" or "bfloat16". A recipe that leaves it open has bfloat16 on GPUs made for it
+    and on CPUs that multiply tiles of it (AMX), which only torch 2.11 and later tell of."""
     if recipe.precision != "auto":
         return recipe.precision
     if device.type == "cuda":
         made_for_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        made_for_it = device.type == "cpu" and _cpu_capabilities().get("amx_bf16", False)
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        made_for_it = device.type == "cpu" and capabilities.get("amx_bf16", False)
     return "bfloat16" if made_for_it else "float32"
-
-
-def _cpu_capabilities() -> dict:
-    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-
-
-class Autocast(Callback):
-    """While it trains, lets the network and the optimizer compute in bfloat16 where torch holds that to be safe. Weights and
-    loss stay in float32, and so does all that is predicted later.
-
-    fastai's MixedPrecision does so on CUDA alone, and not for the optimizer, which multiplies matrices only as Muon.
-    """
-
-    order = 90  # after all that changes the batch
-    run_valid = False
-
-    def before_fit(self):
-        self.run_valid = True
-
-    def before_batch(self):
-        self._enter()
-        if self.dls.device.type == "cpu":
-            self.within.enter_context(NarrowConvolutions())
-
-    def after_pred(self):
-        self.within.close()
-        self.learn.pred = self.pred.float()
-
-    def before_step(self):
-        self._enter()
-
-    def after_step(self):
-        self.within.close()
-
-    def after_fit(self):
-        self.run_valid = False
-
-    def _enter(self):
-        self.within = ExitStack()
-        self.within.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
 
 
 class SmoothLoss(AvgSmoothLoss):

@@ -42,13 +42,14 @@ def test_fast_learns_digits(data):
 
 def test_bfloat16_is_for_fitting_alone(data):
     class Watch(Callback):
-        order = 95
-
         def after_loss(self):
-            assert self.pred.dtype == self.loss.dtype == torch.float32
+            assert self.loss.dtype == torch.float32
 
         def before_step(self):
             assert torch.is_autocast_enabled("cpu")
+
+        def after_batch(self):
+            assert not torch.is_autocast_enabled("cpu")
 
     recipe = get_recipe("fast", epochs=4, bs=256, precision="bfloat16")
     learn = create_learner(dataloaders(data, recipe), recipe, seed=1)
@@ -57,10 +58,24 @@ def test_bfloat16_is_for_fitting_alone(data):
     fit(learn, recipe, Watch())
     assert kinds == {True: {torch.bfloat16}, False: {torch.bfloat16}}
     assert {value.dtype for value in learn.model.state_dict().values()} == {torch.float32, torch.int64}
-    assert not torch.is_autocast_enabled("cpu")
     kinds[False].clear()
     assert learn.validate(dl=learn.dls.test)[1] > 0.9
     assert kinds[False] == {torch.float32}
+
+
+def test_an_interrupted_fit_leaves_no_bfloat16_behind(data):
+    recipe = get_recipe("fast", bs=64, epochs=1, precision="bfloat16")
+    learn = create_learner(dataloaders(data, recipe, subset=300), recipe, seed=1)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt  # as the button of a notebook does
+
+    hook = learn.model.head.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(learn, recipe)
+    hook.remove()
+    assert not torch.is_autocast_enabled("cpu")
+    assert learn.get_preds()[0].dtype == torch.float32
 
 
 def test_what_whitening_magnifies_is_not_rounded_first(data):
