@@ -86,7 +86,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(tmp_path):
                 for parameter in self.model.parameters():
                     parameter.data.mul_(5).add_(0.5)
 
-    learn, recipe, folder = start(tmp_path, epochs=3, bs=16)
+    learn, recipe, folder = start(tmp_path, epochs=3, bs=16, precision="float32")  # validated later as in the training
     learn.add_cb(Spoil())
     training = train(learn, recipe, folder, io.StringIO())
     assert training.best_epoch < 3
