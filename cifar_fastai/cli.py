@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cifar_fastai.errors import DataError, ExportWarning, Interrupted, TrackingWarning, UserError
 from cifar_fastai.recipes import (
+    MANY_IMAGES,
     MAX_SIZE,
     MAX_VALID_PCT,
     MIN_SIZE,
@@ -23,6 +24,7 @@ from cifar_fastai.recipes import (
 )
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
+LONGEST = 75 * 60  # seconds that `auto` gives a training on a CPU, if a quicker recipe is at hand
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
 
 
@@ -147,7 +149,7 @@ def _add_training_arguments(parser):
         "--model",
         default=recipe,
         metavar="NAME",
-        help="small, base, deep, large, or resnet18 and the like (default: the recipe's)",
+        help="small, base, slim, deep, large, or resnet18 and the like (default: the recipe's)",
     )
     start = parser.add_mutually_exclusive_group()
     text = "start torchvision's and timm's models from published weights (the default for those)"
@@ -227,6 +229,23 @@ def _train(options) -> int:
     return 0
 
 
+def _in_time(options, overrides: dict, n_images: int) -> tuple[str, str] | None:
+    """`slim`, and the reason, where up to 30 epochs of `cpu` would take longer than LONGEST, judged by its first steps."""
+    if n_images < MANY_IMAGES or "model" in overrides:
+        return None
+    from cifar_fastai.data import dataloaders
+    from cifar_fastai.learner import create_learner
+    from cifar_fastai.training import in_words, seconds_to_train
+
+    recipe = get_recipe("cpu", **overrides)
+    recipe = replace(recipe, epochs=min(recipe.epochs, 30))
+    dls = dataloaders(options.data, recipe, subset=options.subset)
+    seconds = seconds_to_train(create_learner(dls, recipe, seed=options.seed), recipe)
+    if seconds <= LONGEST:
+        return None
+    return "slim", f"`cpu` is more accurate, but would take about {in_words(seconds)} for {recipe.epochs} epochs here"
+
+
 def _training(options):
     """Recipe and RunOptions of a command that trains."""
     overrides = _overrides(options)
@@ -244,9 +263,11 @@ def _training(options):
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
-        n_images = None if device == "cpu" else options.subset or load_data(options.data, overrides.get("size", 32)).n_train
+        n_images = options.subset or load_data(options.data, overrides.get("size", 32)).n_train
         name, reason = auto_recipe(device, overrides.get("model"), n_images)
-        if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
+        if name == "cpu" and "RANK" not in os.environ:  # torchrun's: several processes might not measure the same
+            name, reason = _in_time(options, overrides, n_images) or (name, reason)
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one talks
             say("auto", f"recipe {name} on {device}: {reason}")
     run_options = RunOptions(
         source=options.data,

@@ -142,6 +142,7 @@ class Shortcut(nn.Sequential):
 MODELS: dict[str, type[nn.Module] | partial] = {
     "small": ConvNet,
     "base": WhitenedNet,
+    "slim": partial(WhitenedNet, widths=(48, 160, 160), depth=3),
     "deep": partial(WhitenedNet, depth=3),
     "large": partial(WhitenedNet, widths=(128, 512, 512), depth=3),
 }

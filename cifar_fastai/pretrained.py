@@ -135,7 +135,7 @@ def check_model(recipe: Recipe) -> None:
         suited = "classic-sgd" if name in MODELS else "transfer"
         raise UserError(
             f"The model {name!r} takes images of one size, and the recipe {recipe.name!r} begins with smaller ones "
-            f"(start_size). Choose --recipe {suited}, or the model base, deep or large."
+            f"(start_size). Choose --recipe {suited}, or the model base, slim, deep or large."
         )
     if recipe.optimizer == "muon" and name not in MODELS:
         raise UserError(

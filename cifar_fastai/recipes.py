@@ -189,6 +189,14 @@ CPU = dataclasses.replace(
     div_final=1000.0,
 )
 
+SLIM = dataclasses.replace(
+    CPU,
+    name="slim",
+    about="as `cpu`, with a narrower network (1.3 M parameters): for slow CPUs",
+    measured="89.83 % on CIFAR-10's test split, 91.15 % with TTA (JPEG copy, 30 epochs, n=1, results/slim)",
+    model="slim",
+)
+
 SHORT = dataclasses.replace(
     CPU,
     name="short",
@@ -261,6 +269,7 @@ RECIPES = {
         ),
         FAST,
         CPU,
+        SLIM,
         SHORT,
         LARGE,
         TRANSFER,
@@ -366,7 +375,7 @@ def auto_recipe(device_type: str, model: str | None = None, n_images: int | None
     images, where that is known; and the reason in words."""
     if model == "small":
         return "classic-sgd", "made for the small network"
-    if model not in (None, "base", "deep", "large"):
+    if model not in (None, "base", "slim", "deep", "large"):
         return "transfer", "made for networks that others have trained"
     if device_type == "cpu":
         return "cpu", "the most accurate one made for a CPU; --recipe short --epochs 10 takes a quarter of 30 epochs' time"

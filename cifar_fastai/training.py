@@ -83,6 +83,29 @@ def train(
     )
 
 
+def seconds_to_train(learn: Learner, recipe: Recipe) -> float:
+    """About how long the training would take, by its first steps; 0 if there are too few in an epoch to tell.
+
+    The learner is of no use afterwards. Raises UserError when memory does not suffice.
+    """
+    progress = Progress(io.StringIO())
+    progress.TIMED = 5
+
+    class Stop(Callback):
+        order = Progress.order + 1
+
+        def after_batch(self):
+            if progress.estimate is not None:
+                raise CancelFitException
+
+        def before_validate(self):
+            raise CancelFitException
+
+    with learn.no_bar(), learn.no_logging():
+        _fit(learn, recipe, [ReuseMemory(), progress, Stop()])
+    return progress.estimate or 0.0
+
+
 def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
     """`fit`, with a clear error where memory does not suffice."""
     try:
@@ -305,7 +328,7 @@ class Progress(Callback):
 
     def before_fit(self):
         self.out = self.stream or sys.stdout
-        self.told = False
+        self.estimate = None  # seconds
         self.bar = self._start_bar() if self.out.isatty() else None
 
     def before_train(self):
@@ -314,7 +337,7 @@ class Progress(Callback):
     def after_batch(self):
         if not self.training:
             return
-        if not self.told:
+        if self.estimate is None:
             self._estimate()
         if self.bar:
             rows = self.history.rows
@@ -352,15 +375,14 @@ class Progress(Callback):
             float(self.smooth_loss)  # waits for the device: what it has yet to do counts
             self.timed_from, self.first_timed = time.perf_counter(), self.iter
         if self.iter == last and self.timed_from is not None:  # it is None in an epoch too short, or begun in the middle
-            self.told = True
             float(self.smooth_loss)
             a_batch = (time.perf_counter() - self.timed_from) / (self.iter - self.first_timed)
             an_image = a_batch / (len(self.yb[0]) * self.processes.size)
             training, validation = self._costs()
             valid = len(self.dls.valid_ds) * an_image * self.VALIDATION_COST * validation
             epochs = self.n_epoch - self.epoch
-            total = epochs * (len(self.dls.train) * a_batch * training + valid)
-            self._say(f"about {_minutes(total)} for {epochs} epochs, at {1 / an_image:,.0f} images a second")
+            self.estimate = epochs * (len(self.dls.train) * a_batch * training + valid)
+            self._say(f"about {in_words(self.estimate)} for {epochs} epochs, at {1 / an_image:,.0f} images a second")
 
     def _costs(self) -> tuple[float, float]:
         """What a training image costs on average from now on, and at most, in units of one now."""
@@ -381,7 +403,8 @@ class Progress(Callback):
             print(line, file=self.out, flush=True)
 
 
-def _minutes(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A time in the unit that suits it: "40 seconds", "59 minutes", "3.5 hours"."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     if seconds < 90 * 60:

@@ -439,6 +439,19 @@ def test_a_reader_that_leaves_early_is_no_fault(digits_run, photo, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("longest", "recipe"), [(0, "slim"), (86_400, "cpu")])
+def test_auto_on_a_cpu_takes_what_can_be_waited_for(monkeypatch, capsys, longest, recipe):
+    monkeypatch.setattr("cifar_fastai.cli.MANY_IMAGES", 100)
+    monkeypatch.setattr("cifar_fastai.cli.LONGEST", longest)
+    monkeypatch.setattr("cifar_fastai.run.run", lambda recipe, options: chosen.append(recipe))
+    chosen = []
+    assert cli.main("train", ["--data", "digits", "--epochs", "40", "--lr", "0.1", "--device", "cpu"]) == 0
+    assert [(each.name, each.epochs, each.lr) for each in chosen] == [(recipe, 40, 0.1)]
+    told = capsys.readouterr().out
+    assert told.startswith(f"auto     recipe {recipe} on cpu: ") and told.count("\n") == 1
+    assert (" for 30 epochs here" in told) == (recipe == "slim")
+
+
 @pytest.mark.parametrize(
     ("arguments", "recipe"),
     [

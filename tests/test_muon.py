@@ -99,5 +99,5 @@ def test_a_network_learns_with_it():
 
 def test_it_is_for_networks_that_normalise():
     recipe = get_recipe("transfer", **MUON)
-    with pytest.raises(UserError, match=r"muon is for small, base, deep, large,.* 'resnet18'"):
+    with pytest.raises(UserError, match=r"muon is for small, base, slim, deep, large,.* 'resnet18'"):
         create_learner(dataloaders("digits", recipe, subset=300), recipe, blank=True)

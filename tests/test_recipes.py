@@ -35,6 +35,7 @@ def test_every_recipe_names_a_model_and_itself():
         ("resnet18", "transfer"),
         ("small", "classic-sgd"),
         ("base", "cpu"),
+        ("slim", "cpu"),
         ("deep", "cpu"),
         ("large", "cpu"),
     ):

@@ -39,7 +39,7 @@ def test_what_ships_has_the_lowest_validation_loss():
     assert SHIPPED["valid_loss"] == min(run["valid_loss"] for run in on_the_same_images)
 
 
-@pytest.mark.parametrize("name", ["cpu", "short", "fast", "classic-sgd", "classic-adam"])
+@pytest.mark.parametrize("name", ["cpu", "slim", "short", "fast", "classic-sgd", "classic-adam"])
 def test_the_readme_and_the_recipe_quote_their_run(name):
     figures = [f"{RUNS[name][key] * 100:.2f} %" for key in ("test_accuracy", "test_accuracy_tta")]
     readme = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))

@@ -21,7 +21,7 @@ from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import FreezeBody, ProgressiveResizing
 from cifar_fastai.sources import ImageData
-from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReuseMemory, StopOnDivergence, train
+from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReuseMemory, StopOnDivergence, seconds_to_train, train
 
 
 def random_data(n_train=240, n_test=20):
@@ -92,6 +92,19 @@ def test_the_best_epoch_is_reloaded_not_the_last(tmp_path):
     assert training.best_epoch < 3
     with learn.no_bar():
         assert learn.validate()[0] == pytest.approx(training.history[training.best_epoch - 1]["valid_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("bs", "n_steps"), [(16, 7), (90, 2), (200, 1)])
+def test_the_time_is_reckoned_by_a_few_steps(tmp_path, bs, n_steps):
+    class Count(Callback):
+        steps = 0
+
+        def after_batch(self):
+            self.steps += 1
+
+    learn, recipe, _ = start(tmp_path, bs=bs)
+    learn.add_cb(count := Count())
+    assert (seconds_to_train(learn, recipe) > 0) == (n_steps > 1) and count.steps == n_steps
 
 
 def test_early_stopping_ends_after_patience_and_says_so(tmp_path):

@@ -158,7 +158,7 @@ def test_networks_of_timm(tmp_path):
 def test_unknown_names_get_the_nearest(name, words):
     with pytest.raises(UserError, match=words) as caught:
         check_model(transfer(model=name))
-    assert caught.value.exit_code == 2 and "small, base, deep, large" in str(caught.value)
+    assert caught.value.exit_code == 2 and "small, base, slim, deep, large" in str(caught.value)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
