@@ -229,16 +229,18 @@ def _train(options) -> int:
     return 0
 
 
-def _in_time(options, overrides: dict, n_images: int) -> tuple[str, str] | None:
+def _in_time(options, overrides: dict) -> tuple[str, str] | None:
     """`slim`, and the reason, where up to 30 epochs of `cpu` would take longer than LONGEST, judged by its first steps."""
-    if n_images < MANY_IMAGES or "model" in overrides:
-        return None
+    from cifar_fastai.cache import load_data
     from cifar_fastai.data import dataloaders
     from cifar_fastai.learner import create_learner
     from cifar_fastai.training import in_words, seconds_to_train
 
     recipe = get_recipe("cpu", **overrides)
     recipe = replace(recipe, epochs=min(recipe.epochs, 30))
+    n_images = options.subset or load_data(options.data, recipe.size).n_train
+    if n_images < MANY_IMAGES or "RANK" in os.environ:  # torchrun's processes might not measure the same
+        return None
     dls = dataloaders(options.data, recipe, subset=options.subset)
     seconds = seconds_to_train(create_learner(dls, recipe, seed=options.seed), recipe)
     if seconds <= LONGEST:
@@ -263,11 +265,11 @@ def _training(options):
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
-        n_images = options.subset or load_data(options.data, overrides.get("size", 32)).n_train
+        n_images = None if device == "cpu" else options.subset or load_data(options.data, overrides.get("size", 32)).n_train
         name, reason = auto_recipe(device, overrides.get("model"), n_images)
-        if name == "cpu" and "RANK" not in os.environ:  # torchrun's: several processes might not measure the same
-            name, reason = _in_time(options, overrides, n_images) or (name, reason)
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first one talks
+        if name == device == "cpu" and not overrides.keys() & {"model", "pretrained", "weights", "input_size"}:
+            name, reason = _in_time(options, overrides) or (name, reason)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
             say("auto", f"recipe {name} on {device}: {reason}")
     run_options = RunOptions(
         source=options.data,
