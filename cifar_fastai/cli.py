@@ -231,6 +231,8 @@ def _train(options) -> int:
 
 def _in_time(options, overrides: dict) -> tuple[str, str] | None:
     """`slim`, and the reason, where up to 30 epochs of `cpu` would take longer than LONGEST, judged by its first steps."""
+    if "RANK" in os.environ or (options.subset or MANY_IMAGES) < MANY_IMAGES:  # processes might not measure the same
+        return None
     from cifar_fastai.cache import load_data
     from cifar_fastai.data import dataloaders
     from cifar_fastai.learner import create_learner
@@ -238,10 +240,10 @@ def _in_time(options, overrides: dict) -> tuple[str, str] | None:
 
     recipe = get_recipe("cpu", **overrides)
     recipe = replace(recipe, epochs=min(recipe.epochs, 30))
-    n_images = options.subset or load_data(options.data, recipe.size).n_train
-    if n_images < MANY_IMAGES or "RANK" in os.environ:  # torchrun's processes might not measure the same
+    data = load_data(options.data, recipe.size)
+    if data.n_train < MANY_IMAGES:
         return None
-    dls = dataloaders(options.data, recipe, subset=options.subset)
+    dls = dataloaders(data, recipe, subset=options.subset)
     seconds = seconds_to_train(create_learner(dls, recipe, seed=options.seed), recipe)
     if seconds <= LONGEST:
         return None
