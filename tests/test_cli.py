@@ -185,7 +185,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
 def test_recipes_are_listed(tmp_path):
     done = call("train.py", "--recipe", "help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("classic-adam", "classic-sgd", "fast", "cpu", "short", "large", "transfer"):
+    for name in ("classic-adam", "classic-sgd", "fast", "cpu", "slim", "short", "large", "transfer"):
         assert f"\n{name}\n" in "\n" + done.stdout
 
 
