@@ -199,16 +199,24 @@ def corruptions(groups: dict[str, dict[str, list[float]]], clean: float) -> Figu
 
 
 def image_grid(images: np.ndarray, captions: list[str], title: str, columns: int = 6) -> Figure:
-    """uint8 images (N, H, W, 3) side by side with a caption above each."""
+    """uint8 images (N, H, W, 3) side by side with a caption above each.
+
+    All on one pair of axes, in inches: a pair for each image takes several times as long to draw.
+    """
     rows = max(1, -(-len(images) // columns))
-    width = 1.7 * max(1, images.shape[2] / images.shape[1] * 0.75)
-    figure = Figure(figsize=(width * columns, 2 * rows + 0.5), layout="constrained")
-    figure.suptitle(title)
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if place < len(images):
-            axes.imshow(images[place], interpolation="nearest")
-            axes.set_title(captions[place], fontsize=8)
+    width = 1.6 * max(1, images.shape[2] / images.shape[1] * 0.75)
+    height = width * images.shape[1] / images.shape[2]
+    gap = 0.14
+    above = gap * (1 + max((caption.count("\n") + 1 for caption in captions if caption), default=0))  # lines of a caption
+    across, down = (width + gap) * columns, (height + above) * rows + gap
+    figure = Figure(figsize=(across, down + 0.3))
+    axes = figure.add_axes((0, 0, 1, down / (down + 0.3)), xlim=(0, across), ylim=(down, 0))
+    axes.set_title(title)
+    axes.axis("off")
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = gap / 2 + place % columns * (width + gap), above + place // columns * (height + above)
+        axes.imshow(image, extent=(left, left + width, top + height, top), interpolation="nearest", aspect="auto")
+        axes.text(left + width / 2, top - 0.05, caption, ha="center", va="bottom", fontsize=8)
     return figure
 
 

@@ -209,7 +209,8 @@ def test_the_calibration_error_against_torchmetrics(made_up):
 
 def test_of_many_filters_some_are_drawn():
     figure = figures.filters(np.random.default_rng(0).normal(size=(768, 3, 16, 16)))
-    assert len(figure.axes) == 64 and "64 of its 768 filters of 16 x 16 pixels" in figure.get_suptitle()
+    (axes,) = figure.axes
+    assert len(axes.images) == 64 and "64 of its 768 filters of 16 x 16 pixels" in axes.get_title()
 
 
 def test_risk_and_coverage_by_counting(metrics, predictions):
