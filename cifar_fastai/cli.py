@@ -1,6 +1,8 @@
 """The command line: arguments become calls. Nothing heavy is imported until a command runs."""
 
 import argparse
+import atexit
+import gc
 import os
 import re
 import shlex
@@ -30,6 +32,7 @@ TRACKERS = ("tensorboard", "wandb")  # packages that few need
 
 def main(command: str | None = None, argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. command: given by the scripts that are one (train.py and so on)."""
+    atexit.register(gc.freeze)  # a last search for garbage among all that was imported would take Python two seconds
     argv = sys.argv[1:] if argv is None else argv
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
@@ -174,7 +177,8 @@ def _add_training_arguments(parser):
         type=int,
         default=recipe,
         metavar="N",
-        help="stop after this many epochs without a lower validation loss (default: the recipe's)",
+        help="stop after this many epochs without a lower validation loss, once the learning rate has fallen to half of its "
+        "peak (default: the recipe's)",
     )
     add("--seed", type=int, default=42, metavar="S", help="of every random choice: division, weights, order, augmentation")
     add(

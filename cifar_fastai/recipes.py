@@ -91,9 +91,8 @@ class Recipe:
     div_final: float = 1e5  # lr / div_final is the last
     moms: tuple[float, float, float] = (0.95, 0.85, 0.95)  # momentum, or Adam's first beta: start, peak, end
 
-    # Early stopping. Under a one-cycle schedule the validation loss wanders while the learning rate is high and
-    # falls in the last third, so fastai's default patience of 1 would throw away the best epochs. Ten of thirty
-    # is long enough to sit out the plateau and still ends a training that overfits.
+    # Early stopping, from when the learning rate has fallen to half of its peak: before that the validation loss wanders.
+    # fastai's default of 1 would still throw away the best epochs; in trainings that ended well up to four went by.
     patience: int = 10  # epochs without a lower validation loss
 
     def __post_init__(self):

@@ -291,10 +291,11 @@ def _of_glibc(name: str):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """fastai's EarlyStoppingCallback by validation loss, its word sent where the progress goes.
+    """fastai's EarlyStoppingCallback by validation loss, once the learning rate has fallen to half of its peak.
 
-    It ends the training when the next epoch is about to begin: the last one is saved whole, and a training resumed after
-    it ends there too.
+    Before that a one-cycle schedule's loss says little: it is low while the learning rate warms up, wanders as long as that
+    is high, and falls with it; to stop there would be to stop a good training. The end comes when the next epoch is about to
+    begin: the last one is saved whole, and a training resumed after it ends there too.
     """
 
     kept = ("best", "wait")
@@ -305,7 +306,8 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
-        self.wait = 0 if self.new_best else self.wait + 1
+        lrs = self.recorder.lrs
+        self.wait = 0 if self.new_best or lrs[-1] > max(lrs) / 2 else self.wait + 1
 
     def before_epoch(self):
         if self.wait >= self.patience:

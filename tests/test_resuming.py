@@ -98,10 +98,10 @@ def assert_same_training(whole, cut):
 
 
 def test_early_stopping_goes_on_counting(tmp_path):
-    recipe = get_recipe("classic-adam", bs=64, epochs=30, patience=3, lr=0.01, flip="off", rotate=0.0)
+    recipe = get_recipe("classic-adam", bs=64, epochs=16, patience=3, lr=0.01, flip="off", rotate=0.0)
     whole = train_in_legs(tmp_path / "whole", recipe, [], random_data(), None)
     stopped_after = len(whole[1].history)
-    assert stopped_after < 30
+    assert stopped_after < 16
     cut = train_in_legs(tmp_path / "cut", recipe, [(stopped_after - 2, 0), (stopped_after - 1, 0)], random_data(), None)
     assert_same_training(whole, cut)
     learn = create_learner(dataloaders(random_data(), recipe), recipe, seed=1)
@@ -111,7 +111,7 @@ def test_early_stopping_goes_on_counting(tmp_path):
 
 
 def test_mixing_recipes_can_be_resumed_after_their_end(tmp_path):
-    recipe = get_recipe("classic-adam", bs=64, epochs=30, patience=1, lr=0.01, mixup=0.2)
+    recipe = get_recipe("classic-adam", bs=64, epochs=12, patience=1, lr=0.01, mixup=0.2)
     learn, training, _ = train_in_legs(tmp_path / "run", recipe, [], random_data(), None)
     again = create_learner(dataloaders(random_data(), recipe), recipe, seed=1)
     assert train(again, recipe, tmp_path / "run", io.StringIO(), resume=True).history == training.history
