@@ -20,7 +20,7 @@ from cifar_fastai.artifacts import Export, load_export, probe_images
 from cifar_fastai.cli import main
 from cifar_fastai.errors import ExportError
 from cifar_fastai.manifest import write_manifest
-from cifar_fastai.models import create_model
+from cifar_fastai.models import MODELS, create_model
 from cifar_fastai.onnx_export import check_images, write_onnx
 
 
@@ -65,8 +65,10 @@ def change_network(folder, model: str, size: int) -> None:
     write_manifest(folder)
 
 
-@pytest.mark.parametrize(("model", "size"), [("small", 32), ("small", 64), ("base", 32), ("slim", 64)])
-def test_every_kind_of_network_answers_as_the_classifier_does(export, model, size):
+@pytest.mark.parametrize(
+    ("model", "size"), [*((model, 32) for model in MODELS), *((model, 64) for model in ("small", "base", "slim"))]
+)
+def test_every_model_answers_as_the_classifier_does(export, model, size):
     change_network(export, model, size)
     path, difference, _ = write_onnx(export)
     assert path == export / "model.onnx" and difference <= 1e-5
