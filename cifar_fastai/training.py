@@ -129,6 +129,7 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    words += ("could not create a primitive",)  # oneDNN, when there is no room for the kernel
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
@@ -265,9 +266,16 @@ class ReuseMemory(Callback):
     order = Checkpoints.order + 1  # what was saved has just been in memory too
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
     LARGE = (1 << 30, 32 << 20)  # bytes from which a block is returned at once; older glibcs take the second alone
+    USUAL = 128 << 10  # glibc's own, until it adapts to what is freed
+
+    def before_fit(self):
+        """Until one step has succeeded large blocks do go back, each by itself. Otherwise the free ones of an attempt that
+        fails would keep their addresses, which a limit on these (`ulimit -v`) counts: in the end no batch would fit."""
+        if mallopt := _of_glibc("mallopt"):
+            mallopt(self.M_MMAP_THRESHOLD, self.USUAL)
 
     def after_batch(self):
-        if self.iter == 0:  # not earlier: where memory does not suffice for one step, that of the attempt can go back
+        if self.iter == 0:
             self.keep()
 
     def keep(self):
