@@ -95,6 +95,12 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
 
+    def parse_known_args(self, *args, **kwargs):
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:  # said by the command's own parser, which knows its options; argparse leaves it to the one above
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message):
         known = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (-\S+)", message)

@@ -1,20 +1,26 @@
+import contextlib
 import hashlib
 import http.server
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run two at a time; read when torch is imported
 
 import cifar_fastai.compat  # noqa: F401  the tests compare with torchvision, which is imported after this
+from cifar_fastai.cli import main
 from cifar_fastai.download import Archive
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +31,19 @@ def call(*arguments, cwd, **kwargs) -> subprocess.CompletedProcess:
     arguments = [str(ROOT / word) if word in ("train.py", "predict.py", "app.py") else str(word) for word in arguments]
     kwargs = {"capture_output": True, "text": True, "timeout": 600, "env": environment(), **kwargs}
     return subprocess.run([sys.executable, *arguments], cwd=cwd, **kwargs)
+
+
+def call_here(command, *arguments, cwd) -> SimpleNamespace:
+    """A command of the program in this process, which spares its start."""
+    out, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.chdir(cwd)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            try:
+                code = main(None, [command, *map(str, arguments)])
+            except SystemExit as end:  # argparse's
+                code = end.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=errors.getvalue())
 
 
 def environment(**extra) -> dict[str, str]:
@@ -42,13 +61,21 @@ def own_cache_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
-    """One real training on digits through the command line: its folders and what it printed."""
-    cwd = tmp_path_factory.mktemp("digits")
-    arguments = ("--data", "digits", "--recipe", "classic-sgd", "--epochs", "8", "--bs", "64", "--name", "digits")
-    done = call("train.py", *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    """One real training on digits through the command line, for all processes of the tests, which leave it as it is: its
+    folders and what it printed."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    cwd, said = shared / "digits", shared / "digits.json"
+    with FileLock(shared / "digits.lock"):
+        if not said.exists():
+            cwd.mkdir()
+            arguments = ("--data", "digits", "--recipe", "classic-sgd", "--epochs", "8", "--bs", "64", "--name", "digits")
+            done = call("train.py", *arguments, cwd=cwd)
+            assert done.returncode == 0, done.stderr
+            said.write_text(json.dumps({"output": done.stdout, "errors": done.stderr}))
     (folder,) = (cwd / "runs").iterdir()
-    return SimpleNamespace(cwd=cwd, folder=folder, export=cwd / "exports" / "digits", output=done.stdout, errors=done.stderr)
+    return SimpleNamespace(cwd=cwd, folder=folder, export=cwd / "exports" / "digits", **json.loads(said.read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import fastai.learner
 import numpy as np
 import pytest
 import torch
-from conftest import Canary, call
+from conftest import Canary, call, call_here
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -398,7 +398,8 @@ def test_an_export_replaces_the_older_one_whole(digits_run, tmp_path):
     cwd = tmp_path / "again"
     (cwd / "exports" / "x").mkdir(parents=True)
     (cwd / "exports" / "x" / "stale.txt").write_text("old")
-    done = call("train.py", "--data", "digits", "--subset", "200", "--epochs", "1", "--name", "x", cwd=cwd)
+    command = ("--data", "digits", "--recipe", "classic-sgd", "--subset", "200", "--epochs", "1")
+    done = call_here("train", *command, "--name", "x", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert not (cwd / "exports" / "x" / "stale.txt").exists()
     assert [path.name for path in (cwd / "exports").iterdir()] == ["x"], "nothing half-made is left"

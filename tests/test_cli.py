@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, environment, write_pictures
+from conftest import ROOT, call, call_here, environment, write_pictures
 from PIL import Image
 
 from cifar_fastai import cli
@@ -83,6 +83,7 @@ def test_other_sizes_from_training_to_prediction(tmp_path, photo):
 
 def test_several_seeds_report_their_spread(tmp_path):
     command = ("--data", "digits", "--subset", "300", "--epochs", "2", "--bs", "32", "--seed", "5", "--seeds", "3")
+    command += ("--recipe", "classic-sgd")
     done = call("train.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folders = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
@@ -101,6 +102,7 @@ def test_several_seeds_report_their_spread(tmp_path):
 def test_on_a_terminal_a_bar_tells_epoch_loss_accuracy_and_time_left(tmp_path):
     terminal, inside = pty.openpty()
     command = [sys.executable, ROOT / "train.py", "--data", "digits", "--epochs", "2", "--subset", "400", "--bs", "16"]
+    command += ["--recipe", "classic-sgd"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=inside, stderr=inside, env=environment(TERM="xterm", COLUMNS="120")
     )
@@ -147,8 +149,7 @@ def test_wrong_usage_of_train(tmp_path, arguments, code, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.tgz").write_text("no archive")
     defaults = [] if "--data" in arguments else ["--data", "digits"]
-    done = call("train.py", *defaults, *arguments, cwd=tmp_path)
-    assert_clear_error(done, code, *words)
+    assert_clear_error(call_here("train", *defaults, *arguments, cwd=tmp_path), code, *words)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "exports").exists()
 
 
@@ -156,12 +157,12 @@ def test_a_device_that_is_not_there(tmp_path):
     import torch
 
     absent = "mps" if torch.cuda.is_available() else "cuda"
-    assert_clear_error(call("train.py", "--data", "digits", "--device", absent, cwd=tmp_path), 2, absent, "there is: ")
+    assert_clear_error(call_here("train", "--data", "digits", "--device", absent, cwd=tmp_path), 2, absent, "there is: ")
 
 
 def test_a_diverging_training_exits_4_without_an_export(tmp_path):
     arguments = ("--data", "digits", "--recipe", "classic-sgd", "--lr", "1e30", "--subset", "300", "--epochs", "2")
-    assert_clear_error(call("train.py", *arguments, cwd=tmp_path), 4, "NaN or infinite", "--lr")
+    assert_clear_error(call_here("train", *arguments, cwd=tmp_path), 4, "NaN or infinite", "--lr")
     assert not (tmp_path / "exports").exists()
 
 

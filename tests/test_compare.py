@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_opens_by_itself, call
+from conftest import ROOT, assert_opens_by_itself, call, call_here
 from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 
@@ -357,6 +357,6 @@ def test_wrong_usage(tmp_path, compare):
         code, _, errors, _ = compare(*folders)
         assert code == 2 and words in errors and errors.count("\n") == 1
     write_run(tmp_path / "second")
-    done = call("-m", "cifar_fastai", "compare", "run", "second", "--out", "none/page.html", cwd=tmp_path)
+    done = call_here("compare", "run", "second", "--out", "none/page.html", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: none/page.html cannot be written: No such file or directory. Choose another --out.\n"

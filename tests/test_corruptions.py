@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call, write_pictures
+from conftest import call, call_here, write_pictures
 from PIL import Image
 from scipy import ndimage, stats
 
@@ -382,8 +382,7 @@ def test_what_is_printed_is_what_is_written(corrupted_run):
 
 def test_the_export_is_judged_the_same_and_nothing_is_written(corrupted_run, digits_run, tmp_path):
     _, printed, _ = corrupted_run
-    command = ("evaluate", digits_run.export, "--corruptions", "--data", "digits")
-    done = call("-m", "cifar_fastai", *command, cwd=tmp_path)
+    done = call_here("evaluate", digits_run.export, "--corruptions", "--data", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == re.sub(r"report .*\n", "", printed) and not list(tmp_path.iterdir())
 
@@ -412,18 +411,18 @@ def test_the_picture_tells_its_finding_and_every_figure():
 
 def test_misuse(digits_run, tmp_path):
     colours = write_pictures(tmp_path / "colours")
-    done = call("-m", "cifar_fastai", "evaluate", digits_run.export, "--corruptions", "--data", colours, cwd=tmp_path)
+    done = call_here("evaluate", digits_run.export, "--corruptions", "--data", colours, cwd=tmp_path)
     assert done.returncode == 2 and "does not know the classes blue, green, red" in done.stderr and done.stdout == ""
     run = shutil.copytree(digits_run.folder, tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text())
     del metrics["unfamiliar_below"]
     (run / "metrics.json").write_text(json.dumps(metrics))
-    done = call("-m", "cifar_fastai", "evaluate", run, "--corruptions", cwd=tmp_path)
+    done = call_here("evaluate", run, "--corruptions", cwd=tmp_path)
     assert done.returncode == 2 and "was evaluated by an older version" in done.stderr and done.stdout == ""
 
 
 def test_a_sheet_of_all_kinds(tmp_path):
-    done = call("-m", "cifar_fastai", "data", "--data", "digits", "--show-corruptions", cwd=tmp_path)
+    done = call_here("data", "--data", "digits", "--show-corruptions", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout == "corruptions.png\n", done.stderr
     sheet = np.asarray(Image.open(tmp_path / "corruptions.png").convert("RGB"))
     assert sheet.shape[0] > 1500 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000

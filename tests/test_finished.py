@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import call, write_pictures
+from conftest import call, call_here, write_pictures
 from PIL import Image
 
 from cifar_fastai.artifacts import load_export
@@ -35,7 +35,7 @@ def test_exporting_a_run_again_gives_the_same_export(run, digits_run, tmp_path):
     assert done.returncode == 0, done.stderr
     again, first = load_export(tmp_path / "exports" / "digits"), load_export(digits_run.export)
     assert {**again.config, "created": ""} == {**first.config, "created": ""}
-    assert call("-m", "cifar_fastai", "export", run, "--name", "other", cwd=tmp_path).returncode == 0
+    assert call_here("export", run, "--name", "other", cwd=tmp_path).returncode == 0
     assert load_export(tmp_path / "exports" / "other").config["name"] == "other"
     weights = [folder / "model.safetensors" for folder in (again.folder, first.folder)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -72,15 +72,15 @@ def test_an_export_is_judged_on_other_images(digits_run, tmp_path):
 )
 def test_runs_that_will_not_do(run, tmp_path, damage, code, words):
     damage(run)
-    done = call("-m", "cifar_fastai", "evaluate", run, cwd=tmp_path)
+    done = call_here("evaluate", run, cwd=tmp_path)
     assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_other_data_is_refused(run, digits_run, tmp_path):
     colours = write_pictures(tmp_path / "colours")
-    done = call("-m", "cifar_fastai", "evaluate", run, "--data", colours, cwd=tmp_path)
+    done = call_here("evaluate", run, "--data", colours, cwd=tmp_path)
     assert done.returncode == 3 and "holds other pixels" in done.stderr
-    done = call("-m", "cifar_fastai", "evaluate", digits_run.export, "--data", colours, cwd=tmp_path)
+    done = call_here("evaluate", digits_run.export, "--data", colours, cwd=tmp_path)
     assert done.returncode == 2 and "does not know the classes blue, green, red" in done.stderr
-    done = call("-m", "cifar_fastai", "evaluate", tmp_path / "nothing", cwd=tmp_path)
+    done = call_here("evaluate", tmp_path / "nothing", cwd=tmp_path)
     assert done.returncode == 5 and "There is no export at" in done.stderr

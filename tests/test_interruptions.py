@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, call, environment, write_pictures
+from conftest import ROOT, call, call_here, environment, write_pictures
 from test_cli import assert_clear_error
 
 from cifar_fastai.checkpoints import LAST, load
@@ -140,16 +140,16 @@ def test_another_configuration_or_other_data_is_refused(ordeal, tmp_path, option
     write_pictures(tmp_path / "colours")
     folder = shutil.copytree(ordeal.folder, tmp_path / "runs" / "digits")
     (folder / "metrics.json").unlink()
-    assert_clear_error(call("train.py", "--resume", "runs/digits", *options, cwd=tmp_path), code, *words)
+    assert_clear_error(call_here("train", "--resume", "runs/digits", *options, cwd=tmp_path), code, *words)
 
 
 def test_what_cannot_be_resumed(ordeal, tmp_path):
-    assert_clear_error(call("train.py", "--resume", "nowhere", cwd=tmp_path), 2, "nowhere is no run folder")
+    assert_clear_error(call_here("train", "--resume", "nowhere", cwd=tmp_path), 2, "nowhere is no run folder")
     folder = shutil.copytree(ordeal.folder, tmp_path / "damaged")
     (folder / "metrics.json").unlink()
     for name in ("last.pth", "previous.pth"):
         (folder / "checkpoints" / name).write_bytes(b"")
-    done = call("train.py", "--resume", folder, cwd=tmp_path)
+    done = call_here("train", "--resume", folder, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: No checkpoint in") and done.stderr.count("warning: ") == 2
 

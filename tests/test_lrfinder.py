@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from conftest import call, call_here
 from fastai.callback.core import Callback
 from test_cli import assert_clear_error
 
@@ -77,10 +77,10 @@ def test_an_option_is_left_out_in_either_spelling():
 
 def test_a_loss_that_explodes_at_once_is_a_clear_error(tmp_path, pictures):
     arguments = ("--data", "pictures", "--recipe", "classic-sgd", "--subset", "30", "--bs", "8", "--wd", "1e30")
-    done = call("-m", "cifar_fastai", "find-lr", *arguments, cwd=tmp_path)
+    done = call_here("find-lr", *arguments, cwd=tmp_path)
     assert_clear_error(done, 4, "The loss exploded after", "--bs", "--wd")
 
 
 def test_what_is_no_option_of_a_search_is_refused(tmp_path):
-    done = call("-m", "cifar_fastai", "find-lr", "--data", "digits", "--seeds", "3", cwd=tmp_path)
+    done = call_here("find-lr", "--data", "digits", "--seeds", "3", cwd=tmp_path)
     assert_clear_error(done, 2, "unrecognized arguments: --seeds")

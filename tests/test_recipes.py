@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from conftest import call
+from conftest import call, call_here
 
 from cifar_fastai.cli import main
 from cifar_fastai.errors import UserError
@@ -215,10 +215,10 @@ def test_training_by_a_file(recipe_file, tmp_path):
     assert folder.name.endswith("-my-digits")
     assert get_recipe(folder / "recipe.toml") == get_recipe(tmp_path / "my.toml", bs=64)
 
-    shown = call("-m", "cifar_fastai", "data", "--data", "digits", "--show", "my.toml", cwd=tmp_path)
+    shown = call_here("data", "--data", "digits", "--show", "my.toml", cwd=tmp_path)
     assert shown.stdout == "augmentation-my.png\n", shown.stderr
     recipe_file("epoch = 2")
-    refused = call("train.py", "--data", "digits", "--recipe", "my.toml", cwd=tmp_path)
+    refused = call_here("train", "--data", "digits", "--recipe", "my.toml", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == "error: my.toml: A recipe has no field 'epoch'. Did you mean 'epochs'?\n"
 

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
-from conftest import environment
+from conftest import call_here, environment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
+from test_cli import assert_clear_error
 
 from cifar_fastai import get_recipe
 from cifar_fastai.cache import load_data
-from cifar_fastai.cli import main
 from cifar_fastai.errors import UserError
 from cifar_fastai.recipes import search_space
 from cifar_fastai.run import RunOptions
@@ -35,13 +35,6 @@ def worker(*arguments, cwd):
     return subprocess.Popen(
         command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
-
-
-def run_here(cwd, *arguments) -> int:
-    """A command in this process, which spares its start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(cwd)
-        return main(None, [str(word) for word in arguments])
 
 
 def read_until(process, words: str) -> None:
@@ -74,7 +67,7 @@ def tuned(tmp_path_factory):
     _, words = stopped.communicate(timeout=120)
     (folder,) = (cwd / "runs").iterdir()
     before = read_study(folder / "study.journal", "mine-digits").trials
-    assert run_here(cwd, "tune", *OPTIONS, "--trials", "7") == 0
+    assert call_here("tune", *OPTIONS, "--trials", "7", cwd=cwd).returncode == 0
     study = read_study(folder / "study.journal", "mine-digits")
     stopped = SimpleNamespace(returncode=stopped.returncode, stderr=words, trials=before)
     return SimpleNamespace(cwd=cwd, folder=folder, study=study, stopped=stopped)
@@ -119,7 +112,8 @@ def test_the_best_recipe_trains_to_the_same_accuracy(tuned):
     assert dataclasses.replace(get_recipe(path), name="mine", about="", measured="") == expected
     assert f"{float(best['valid_accuracy']):.2%}" in get_recipe(path).about
 
-    assert run_here(tuned.cwd, "train", "--data", "digits", "--subset", "120", "--recipe", path, "--out", "tries") == 0
+    again = ("--data", "digits", "--subset", "120", "--recipe", path, "--out", "tries")
+    assert call_here("train", *again, cwd=tuned.cwd).returncode == 0
     (folder,) = (tuned.cwd / "tries").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["valid_accuracy"] == pytest.approx(
         float(best["valid_accuracy"]), abs=1e-6
@@ -137,9 +131,9 @@ def test_the_pictures_show_something(tuned):
     ]  # fmt: skip
 
 
-def test_a_study_goes_on_only_as_it_began(tuned, capsys):
-    assert run_here(tuned.cwd, "tune", *OPTIONS, "--seed", "1", "--lr", "0.1") == 2
-    assert "was begun with another lr, another seed, another space: repeat its command" in capsys.readouterr().err
+def test_a_study_goes_on_only_as_it_began(tuned):
+    done = call_here("tune", *OPTIONS, "--seed", "1", "--lr", "0.1", cwd=tuned.cwd)
+    assert_clear_error(done, 2, "was begun with another lr, another seed, another space: repeat its command")
 
 
 # --- in this process ---------------------------------------------------------------------------------------------
