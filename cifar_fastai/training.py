@@ -128,8 +128,13 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-    words += ("could not create a primitive",)  # oneDNN, when there is no room for the kernel
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "could not create a primitive",  # oneDNN's, when there is no room for a kernel
+    )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
