@@ -186,10 +186,10 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     splitter = TrainTestSplitter(n_valid, random_state=seed, stratify=data.labels[rows])
     mean, std = channel_stats(recipe) or data.channel_stats
     batch_tfms = batch_transforms(recipe, mean, std, seed)
+    bs = min(recipe.bs, len(rows) - n_valid)
+    val_bs = min(EVAL_BATCH, bs)  # no more than in a step: what has the memory for one can be judged too
     try:
-        dls = data_block(data, splitter, batch_tfms).dataloaders(
-            rows, bs=min(recipe.bs, len(rows) - n_valid), val_bs=EVAL_BATCH, device=device
-        )
+        dls = data_block(data, splitter, batch_tfms).dataloaders(rows, bs=bs, val_bs=val_bs, device=device)
     except ValueError as error:  # scikit-learn's: a class of one image, or fewer validation images than classes
         raise DataError(f"{data.source}: too few training images to hold out {n_valid} for validation: {error}") from None
     dls.train.rng = random.Random(seed)
