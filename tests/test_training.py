@@ -245,15 +245,16 @@ class ValuesNeeded(TorchDispatchMode):
     ("name", "fields"),
     [
         ("classic-sgd", {}),
-        ("cpu", {"optimizer": "muon", "lookahead_steps": 2}),
+        ("cpu", {"optimizer": "muon", "lookahead_steps": 5}),
         ("classic-adam", {"mixup": 0.2, "cutmix": 1.0, "precision": "bfloat16"}),
     ],
 )
 def test_a_training_step_waits_for_nothing(tmp_path, monkeypatch, name, fields):
     """However many steps an epoch has, the CPU needs values from the device equally often."""
     monkeypatch.setattr(StopOnDivergence, "LOOK_STEPS", 100)
+    monkeypatch.setattr("cifar_fastai.data.EVAL_BATCH", 20)  # each batch of a validation takes its values: as many of either
     waits = []
-    for bs in (120, 60):  # two steps and four; to validate, one batch of either
+    for bs in (40, 20):
         (folder := tmp_path / str(bs)).mkdir()
         recipe = get_recipe(name, bs=bs, epochs=1, **fields)
         learn = create_learner(dataloaders("digits", recipe, subset=300), recipe, seed=1)
