@@ -1,4 +1,4 @@
-"""Takes the picture of the page that the README opens with: python docs/screenshot.py [EXAMPLE]
+"""Takes the picture of the page that the README opens with: python tools/screenshot.py [EXAMPLE]
 
 It starts app.py with the export that comes with the repository, clicks one of its examples and writes docs/app.png. Needs
 Playwright (requirements-dev.txt) and a chromium on the PATH.

@@ -1,4 +1,4 @@
-"""Draws the example pictures of the page that are no photos: python docs/drawings.py"""
+"""Draws the example pictures of the page that are no photos: python tools/drawings.py"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Write the API reference, from the docstrings, into a folder: python docs/api.py FOLDER"""
+"""Write the API reference, from the docstrings, into a folder: python tools/api.py FOLDER"""
 
 import sys
 from pathlib import Path
