@@ -4,9 +4,6 @@ All geometry of a recipe is one resampling; a recipe of flips, whole-pixel shift
 in uint8. Every part draws from a random stream of its own, so that a seed repeats it whatever the other parts do.
 """
 
-import cifar_fastai.compat  # noqa: F401  before torchvision
-
-# isort: split
 import math
 import zlib
 
@@ -16,7 +13,6 @@ from fastai.data.transforms import Normalize
 from fastai.vision.core import TensorImage
 from fasttransform import Transform
 from torch import Tensor
-from torchvision.transforms.v2 import functional as torchvision_ops
 
 from cifar_fastai import imageops
 from cifar_fastai.recipes import Recipe
@@ -245,6 +241,9 @@ class TrivialAugment:
 
     def colour(self, images: Tensor) -> Tensor:
         """`images`, float and changed in place, after each one's operation if that is one of colour."""
+        import cifar_fastai.compat  # noqa: F401, I001  before torchvision
+        from torchvision.transforms.v2 import functional as torchvision_ops
+
         factors = torch.stack([1 + self._amount(name, 0.99) for name in COLOURS])
         self._apply(images, (factors != 1).any(dim=0), imageops.colour_jitter, *factors)
         self._apply(images, self._got("sharpness"), imageops.sharpen, 1 + self.signed * 0.99)

@@ -4,7 +4,7 @@ An item is a row number of the data's image array, so a whole batch is one slice
 hands to `learn.predict` or `dls.test_dl` (a path, bytes, a PIL image, an array, a tensor) takes fastai's usual way.
 """
 
-import cifar_fastai.compat  # noqa: F401  before torchvision, which fastai.vision.learner imports
+import cifar_fastai.compat  # noqa: F401  so that torchvision, with fastai.vision.all, can be imported after this
 
 # isort: split
 import math
@@ -12,7 +12,6 @@ import random
 from itertools import islice
 from pathlib import Path
 
-import fastai.vision.learner  # noqa: F401  how image batches are shown: show_results, plot_top_losses
 import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
@@ -134,6 +133,13 @@ class BatchDL(TfmdDL):
     def items(self) -> list:
         """As a list, since fastai's Interpretation cannot pick from an array."""
         return list(self.dataset.items)
+
+    def _pre_show_batch(self, b, max_n=9):
+        """All that shows images comes by here, and brings fastai's displays for them: with torchvision and timm they take
+        seconds to import."""
+        import fastai.vision.learner  # noqa: F401
+
+        return super()._pre_show_batch(b, max_n)
 
     def create_batches(self, samps):
         yield from islice(self._all_batches(samps), self.skip, None)

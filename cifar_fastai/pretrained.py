@@ -6,9 +6,6 @@ last layer alone is taken away, so that any architecture will do, and files of w
 fastai, so that predicting does not either.
 """
 
-import cifar_fastai.compat  # noqa: F401  before torchvision
-
-# isort: split
 import hashlib
 import socket
 import sys
@@ -18,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import models as torchvision_models
 
 from cifar_fastai.errors import DataError, UserError, first_line
 from cifar_fastai.models import MODELS, TwoHalves
@@ -159,7 +155,15 @@ def timm_hint() -> str:
 
 
 def _torchvision_names() -> list[str]:
-    return [name for name in torchvision_models.list_models(module=torchvision_models) if name not in UNFIT]
+    return [name for name in _torchvision().list_models(module=_torchvision()) if name not in UNFIT]
+
+
+def _torchvision():
+    """torchvision's models. It takes seconds to import, and only these networks need it."""
+    import cifar_fastai.compat  # noqa: F401, I001  before torchvision
+    from torchvision import models
+
+    return models
 
 
 def _timm():
@@ -211,7 +215,7 @@ def channel_stats(recipe: Recipe):
     if name in MODELS or not recipe.pretrained:
         return None
     if name in _torchvision_names():
-        published = torchvision_models.get_model_weights(name).DEFAULT.transforms()
+        published = _torchvision().get_model_weights(name).DEFAULT.transforms()
     else:
         published = _timm().get_pretrained_cfg(name)
     return published.mean, published.std
@@ -234,7 +238,7 @@ def weights_origin(recipe: Recipe) -> str:
 def _architecture(name: str, pretrained: bool = False) -> nn.Module:
     if name in _torchvision_names():
         weights = "DEFAULT" if pretrained else None
-        return torchvision_models.get_model(name, weights=weights, progress=sys.stdout.isatty())
+        return _torchvision().get_model(name, weights=weights, progress=sys.stdout.isatty())
     return _timm().create_model(name, pretrained=pretrained)
 
 
@@ -331,7 +335,7 @@ def _published(name: str) -> nn.Module:
 
 def _published_at(name: str) -> str:
     if name in _torchvision_names():
-        return torchvision_models.get_model_weights(name).DEFAULT.url
+        return _torchvision().get_model_weights(name).DEFAULT.url
     return f"{HUB_FILE} of https://huggingface.co/{_timm().get_pretrained_cfg(name).hf_hub_id}"
 
 

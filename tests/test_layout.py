@@ -67,10 +67,13 @@ def test_help_imports_nothing_heavy(tmp_path, arguments):
     assert "--out" in done.stdout
 
 
-def test_prediction_imports_neither_fastai_nor_gradio(tmp_path):
+def test_prediction_imports_no_fastai_and_training_no_torchvision(tmp_path):
     code = (
         "import sys, cifar_fastai.inference\n"
         "heavy = {'fastai', 'gradio', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "import cifar_fastai.run\n"
+        "heavy = {'gradio', 'torchvision', 'timm', 'captum', 'optuna'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = call("-c", code, cwd=tmp_path)
