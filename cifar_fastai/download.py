@@ -237,7 +237,7 @@ def _download(archive: Archive, part: Path, mirrors: tuple[str, ...], patience: 
 
 def _table(reasons: dict[str, str]) -> str:
     """A line for each address: its host, and what happened there."""
-    rows = [(urlsplit(url).netloc or url, reason) for url, reason in reasons.items()]
+    rows = [(_host(url), reason) for url, reason in reasons.items()]
     width = max(len(host) for host, _ in rows)
     return "\n".join(f"  {host:<{width}}  {reason}" for host, reason in rows)
 
@@ -300,6 +300,13 @@ def _check_answer(answer, archive: Archive, have: int) -> int:
     if length is not None and length != str(archive.size - start):
         raise _Abandoned(f"announced {length} bytes, where {archive.size - start} are due")
     return start
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc or url
+    except ValueError:  # no address: brackets that do not close
+        return url
 
 
 class _Meter:
