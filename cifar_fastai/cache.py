@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_fastai.download import CIFAR10, MB, alone, digests
-from cifar_fastai.errors import DataError
+from cifar_fastai.download import CIFAR10, MB, NoMirror, alone, check_network, digests, is_fetched
+from cifar_fastai.errors import DataError, DataWarning
 from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_data, read_rows
 
 FORMAT = 2  # of these files, and of how `fit_image` makes a picture square
@@ -38,10 +39,15 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
 
     The first call reads the source and keeps a copy in the user's cache folder; later ones map that file into memory,
     after checking the sha256 of all of it. A copy that is damaged, or older than its source, is made anew. One process
-    makes it while others wait. digits and an ImageData are taken as they are. Raises DataError.
+    makes it while others wait. digits and an ImageData are taken as they are. "auto" is CIFAR-10, or where no mirror of it
+    can be reached digits, with a DataWarning. Raises DataError.
     """
     if isinstance(source, ImageData):
         return source
+    if source == "auto":
+        source, instead = settle(source, size)
+        if instead:
+            warnings.warn(instead, DataWarning, stacklevel=2)
     if source == "digits":
         return read_data(source, size)
     origin = _origin(source)
@@ -54,6 +60,25 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
             return _open_or_tell(folder, origin) or _prepare(source, size, folder, origin)
     except OSError as error:
         return _without_copy(read_rows(source, size), folder, error)
+
+
+def settle(source: str | os.PathLike, size: int = 32) -> tuple[str | os.PathLike, str]:
+    """What "auto" stands for, cifar10 or digits, known within seconds; and for digits the reason in words.
+
+    digits only where CIFAR-10 is not in the cache and no mirror can be reached. Not where one is named in CIFAR10_MIRROR,
+    nor in one of several processes, which might not see the same: there, as for "cifar10", NoMirror is raised.
+    """
+    if source not in ("auto", "cifar10"):
+        return source, ""
+    first = os.environ.get("CIFAR10_MIRROR")
+    if not (_open_or_tell(_folder("cifar10", size), _origin("cifar10")) or is_fetched(CIFAR10, cache_folder())):
+        try:
+            check_network(CIFAR10, first=first)
+        except NoMirror as error:
+            if source == "cifar10" or first or "RANK" in os.environ:
+                raise
+            return "digits", f"CIFAR-10 is out of reach ({error.reason}): digits instead"
+    return "cifar10", ""
 
 
 # --- which copy belongs to a source ------------------------------------------------------------------------------

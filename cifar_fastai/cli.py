@@ -11,22 +11,11 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from cifar_fastai.errors import DataError, ExportWarning, Interrupted, TrackingWarning, UserError
-from cifar_fastai.recipes import (
-    MANY_IMAGES,
-    MAX_SIZE,
-    MAX_VALID_PCT,
-    MIN_SIZE,
-    MIN_VALID_PCT,
-    NAME,
-    RECIPES,
-    auto_recipe,
-    get_recipe,
-    nearest,
-)
+from cifar_fastai import auto
+from cifar_fastai.errors import DataError, DataWarning, ExportWarning, Interrupted, TrackingWarning, UserError
+from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, NAME, RECIPES, get_recipe, nearest
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
-LONGEST = 75 * 60  # seconds that `auto` gives a training on a CPU, if a quicker recipe is at hand
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
 
 
@@ -38,7 +27,7 @@ def main(command: str | None = None, argv: list[str] | None = None) -> int:
     options.argv = argv if command else argv[1:]
     options.program = f"python {Path(sys.argv[0]).name}" if command else f"{_program()} {argv[0]}"
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
-    for category in (ExportWarning, TrackingWarning):
+    for category in (DataWarning, ExportWarning, TrackingWarning):
         warnings.filterwarnings("always", category=category)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
@@ -201,10 +190,11 @@ def _add_training_arguments(parser):
 def _add_data_argument(parser):
     parser.add_argument(
         "--data",
-        default=os.environ.get("CIFAR10_DATA") or "cifar10",
+        default=os.environ.get("CIFAR10_DATA") or "auto",
         metavar="SOURCE",
-        help="cifar10 (downloaded once), digits (no network), a folder or .tgz or .zip of train/<class>/* and "
-        "test/<class>/*, cifar-10-python.tar.gz or its extracted folder; $CIFAR10_DATA changes the default",
+        help="auto (cifar10, but digits where no mirror of it can be reached), cifar10 (downloaded once), digits (no "
+        "network), a folder or .tgz or .zip of train/<class>/* and test/<class>/*, cifar-10-python.tar.gz or its extracted "
+        "folder; $CIFAR10_DATA changes the default",
     )
 
 
@@ -223,11 +213,11 @@ def _train(options) -> int:
         from cifar_fastai.run import resume
 
         asked = _given(options)
-        resume(asked.pop("resume"), asked.pop("data", None), **asked)
+        resume(asked.pop("resume"), auto.place(asked.pop("data", None)), **asked)
         return 0
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
-    recipe, run_options = _training(options)
+    recipe, run_options, instead = _training(options)
     from cifar_fastai.run import run, run_seeds
 
     trackers = tuple(tracker for tracker in TRACKERS if getattr(options, tracker))
@@ -236,69 +226,41 @@ def _train(options) -> int:
         run(recipe, run_options)
     else:
         run_seeds(recipe, run_options, options.seeds)
+    auto.tell_again(instead)
     return 0
 
 
-def _in_time(options, overrides: dict) -> tuple[str, str] | None:
-    """`slim`, and the reason, where up to 30 epochs of `cpu` would take longer than LONGEST, judged by its first steps."""
-    if "RANK" in os.environ or (options.subset or MANY_IMAGES) < MANY_IMAGES:  # processes might not measure the same
-        return None
-    from cifar_fastai.cache import load_data
-    from cifar_fastai.data import dataloaders
-    from cifar_fastai.learner import create_learner
-    from cifar_fastai.training import in_words, seconds_to_train
-
-    recipe = get_recipe("cpu", **overrides)
-    recipe = replace(recipe, epochs=min(recipe.epochs, 30))
-    data = load_data(options.data, recipe.size)
-    if data.n_train < MANY_IMAGES:
-        return None
-    dls = dataloaders(data, recipe, subset=options.subset)
-    seconds = seconds_to_train(create_learner(dls, recipe, seed=options.seed), recipe)
-    if seconds <= LONGEST:
-        return None
-    return "slim", f"`cpu` is more accurate, but would take about {in_words(seconds)} for {recipe.epochs} epochs here"
-
-
 def _training(options):
-    """Recipe and RunOptions of a command that trains."""
-    overrides = _overrides(options)
-    name = options.recipe
-    get_recipe("classic-adam" if name == "auto" else name, **overrides)  # a wrong value fails before the slow imports
+    """Recipe and RunOptions of a command that trains, and what `auto.tell_again` is to tell at its end."""
+    overrides, automatic = _overrides(options), options.recipe == "auto"
+    size = get_recipe("classic-adam" if automatic else options.recipe, **overrides).size  # wrong values fail here, at once
     _check_name(options.name)
 
     n_seeds = getattr(options, "seeds", 1)
     if not 0 <= options.seed <= MAX_SEED - n_seeds:
         raise UserError(f"--seed must lie between 0 and {MAX_SEED - n_seeds}, not {options.seed}.")
 
-    from cifar_fastai.cache import load_data
+    source, instead = auto.find_data(options.data, size)
     from cifar_fastai.models import MODELS
-    from cifar_fastai.run import RunOptions, pick_device, say
+    from cifar_fastai.run import RunOptions, pick_device
 
     device = pick_device(getattr(options, "device", None))
-    if name == "auto":
-        n_images = None if device == "cpu" else options.subset or load_data(options.data, overrides.get("size", 32)).n_train
-        name, reason = auto_recipe(device, overrides.get("model"), n_images)
-        if name == device == "cpu" and not overrides.keys() & {"model", "pretrained", "weights", "input_size"}:
-            name, reason = _in_time(options, overrides) or (name, reason)
-        if os.environ.get("RANK", "0") == "0":  # torchrun's: of several processes the first one talks
-            say("auto", f"recipe {name} on {device}: {reason}")
-    run_options = RunOptions(
-        source=options.data,
-        seed=options.seed,
-        subset=options.subset,
-        device=device,
-        out=options.out,
-        name=options.name,
-        command=f"{options.program} {shlex.join(options.argv)}",
-    )
-    recipe = get_recipe(name, **overrides)
+    recipe = auto.choose_recipe(options.recipe, overrides, source, device, options.subset, options.seed)
     if recipe.model in MODELS and (alien := [field for field in ("pretrained", "input_size") if overrides.get(field)]):
         option = f"--{alien[0].replace('_', '-')}"
         raise UserError(
             f"{option} is for models such as resnet18; {recipe.model!r} starts from scratch, on images as they are."
         )
-    return recipe, run_options
+    run_options = RunOptions(
+        source=source,
+        seed=options.seed,
+        subset=options.subset,
+        device=device,
+        out=options.out,
+        name=f"{options.name}-digits" if options.name and instead else options.name,
+        command=f"{options.program} {shlex.join(options.argv)}",
+    )
+    return recipe, run_options, instead
 
 
 def _overrides(options) -> dict:
@@ -333,12 +295,13 @@ def _check_name(name: str | None) -> None:
 def _find_lr(options) -> int:
     if options.recipe == "help":
         return _list_recipes()
-    recipe, run_options = _training(options)
+    recipe, run_options, instead = _training(options)
     from cifar_fastai.lrfinder import CHOICE, find_lr
 
     _, search = find_lr(recipe, run_options)
     words = [*_without("--lr", options.argv), "--lr", f"{search.suggestions[CHOICE]:.2g}"]
     print(f"try      {_program()} train {shlex.join(words)}")
+    auto.tell_again(instead)
     return 0
 
 
@@ -371,10 +334,11 @@ def _tune(options) -> int:
         return _list_recipes()
     if options.trials < 1:
         raise UserError(f"--trials must be at least 1, not {options.trials}.")
-    recipe, run_options = _training(options)
+    recipe, run_options, instead = _training(options)
     from cifar_fastai.tuning import tune
 
     tune(recipe, run_options, options.trials, options.study, fixed=_overrides(options))
+    auto.tell_again(instead)
     return 0
 
 
@@ -467,7 +431,7 @@ def _serve(options) -> int:
 def _add_evaluate_arguments(parser):
     add = parser.add_argument
     add("what", metavar="RUN|EXPORT", help="a run folder, whose figures are made anew, or an export")
-    add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or cifar10)")
+    add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or auto)")
     add("--corruptions", action="store_true", help="judge a sample of the test images corrupted in 15 ways instead")
     _add_digest_argument(parser)
 
@@ -481,12 +445,12 @@ def _evaluate(options) -> int:
     if (Path(options.what) / "checkpoints").is_dir():
         _refuse_digest(options)
         if options.corruptions:
-            corrupt_run(Path(options.what), options.data)
+            corrupt_run(Path(options.what), auto.place(options.data))
         else:
-            evaluate_run(Path(options.what), options.data)
+            evaluate_run(Path(options.what), auto.place(options.data))
         return 0
     export = load_export(find_export(options.what), options.expect_digest)
-    data = load_data(options.data or os.environ.get("CIFAR10_DATA") or "cifar10", export.size)
+    data = load_data(auto.data_for(options.data or os.environ.get("CIFAR10_DATA") or "auto", export.classes), export.size)
     if options.corruptions:
         corrupt_export(export, data)
         return 0
@@ -529,7 +493,7 @@ def _export(options) -> int:
         if (options.what / MANIFEST).exists():
             raise UserError(f"{options.what} is an export already; --onnx adds model.onnx to one.")
         _refuse_digest(options)
-        folder = reexport_run(options.what, Path("exports"), options.name, options.data)
+        folder = reexport_run(options.what, Path("exports"), options.name, auto.place(options.data))
     if options.onnx:
         path, difference, digest = write_onnx(folder, options.expect_digest)
         print(f"onnx     {path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")

@@ -2,8 +2,12 @@
 
 import hashlib
 import os
+import queue
 import shutil
+import socket
+import ssl
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,11 +50,20 @@ CIFAR10 = Archive(
 class Patience:
     """How long a mirror is borne with. The last one may crawl, and stall for longer: there is none after it."""
 
+    answer: float = 2.5  # seconds in which one mirror must show that it can be reached, or there is no network
     connect: float = 4.0  # seconds until it must have accepted the connection
     stall: float = 5.0  # seconds without a byte, those before the first among them
     last_stall: float = 30.0  # the same for the last mirror
     slowest: float = 200_000.0  # bytes a second
     window: float = 10.0  # seconds over which its speed is judged
+
+
+class NoMirror(DataError):
+    """No mirror of an archive can be reached; `reason` says why in a few words."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
 
 
 class _Abandoned(Exception):
@@ -60,22 +73,34 @@ class _Abandoned(Exception):
 def fetch(archive: Archive, folder: Path, *, first: str | None = None, patience: Patience | None = None) -> Path:
     """The verified archive in `folder`, downloaded if it is not there; returns its path.
 
-    Mirrors are tried in order, `first` before all. What one has sent is kept in a .part file, and the next goes on
-    from there. Size, md5 and sha256 are checked before the file gets its name. One process downloads while others
-    wait. Raises DataError with what happened at each mirror.
+    Mirrors that can be reached are tried in order, `first` before all. What one has sent is kept in a .part file, and the
+    next goes on from there. Size, md5 and sha256 are checked before the file gets its name. One process downloads while
+    others wait. Raises NoMirror, or DataError with what happened at each mirror.
     """
     target, part = folder / archive.name, folder / f"{archive.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / f"{archive.name}.lock", "downloading it"):
-            if target.exists() and _is_whole(target, archive):
+            if is_fetched(archive, folder):
                 return target
             _check_space(archive, folder, part)
-            _download(archive, part, ((first,) if first else ()) + archive.mirrors, patience or Patience())
+            _download(archive, part, _in_order(archive, first), patience or Patience())
             part.replace(target)
     except OSError as error:
         raise DataError(f"{archive.name} cannot be kept in {folder}: {error.strerror or error}.") from None
     return target
+
+
+def is_fetched(archive: Archive, folder: Path) -> bool:
+    """Whether the archive lies in `folder`, whole."""
+    path = folder / archive.name
+    return path.exists() and _is_whole(path, archive)
+
+
+def check_network(archive: Archive, *, first: str | None = None) -> None:
+    """Raises NoMirror if no mirror of the archive can be reached, within Patience's `answer`."""
+    with _client() as client:
+        _reachable(client, archive, _in_order(archive, first), Patience())
 
 
 @contextmanager
@@ -102,27 +127,119 @@ def _check_space(archive: Archive, folder: Path, part: Path) -> None:
         raise DataError(f"{archive.name} needs {needed / MB:.0f} MB in {folder}, where {free / MB:.0f} MB are free.")
 
 
+def _in_order(archive: Archive, first: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(((first,) if first else ()) + archive.mirrors))
+
+
+def _client(**kwargs):
+    """An HTTP client, by way of the environment's proxy if it names one. Raises DataError."""
+    import httpx
+
+    try:
+        return httpx.Client(**kwargs)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise DataError(f"The proxy that the environment names cannot be used: {error}") from None
+
+
+def _reachable(client, archive: Archive, mirrors: tuple[str, ...], patience: Patience) -> tuple[list[str], dict[str, str]]:
+    """The mirrors that can be reached, in their order, and the reasons of the others. Raises NoMirror if there is none.
+
+    All are asked side by side, in threads that are left behind at the end of the time: nothing else ends a look-up of a
+    name early. Whatever a mirror answers, it can be reached.
+    """
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask(url):
+        answers.put((url, _why_unreachable(client, url, patience.answer)))
+
+    for url in mirrors:
+        threading.Thread(target=ask, args=(url,), daemon=True).start()
+    found = dict.fromkeys(mirrors, f"nothing within {patience.answer:g} s")
+    end = time.monotonic() + patience.answer
+    try:
+        for _ in mirrors:
+            url, reason = answers.get(timeout=max(0.0, end - time.monotonic()))
+            found[url] = reason
+    except queue.Empty:
+        pass
+    reasons = {url: reason for url, reason in found.items() if reason}
+    if len(reasons) == len(found):
+        raise _no_mirror(archive, reasons)
+    return [url for url in mirrors if url not in reasons], reasons
+
+
+def _no_mirror(archive: Archive, reasons: dict[str, str]) -> NoMirror:
+    """The error, in two lines where one reason holds for all; what happened at each is its cause, which --debug shows."""
+    first, *others = dict.fromkeys(reasons.values())
+    alike = len(reasons) > 1 and not others
+    words = f"no mirror of {archive.name} answers" + (f" ({first})." if alike else f":\n{_table(reasons)}")
+    way_out = "Without a network: --data digits, or give the path of that file with --data."
+    error = NoMirror(f"{words}\n{way_out}", first)
+    error.__cause__ = DataError(f"what happened at each:\n{_table(reasons)}")
+    return error
+
+
+def _why_unreachable(client, url: str, seconds: float) -> str:
+    """The reason in a few words; an empty string if something answers there, whatever it says."""
+    import httpx
+
+    try:
+        client.head(url, timeout=seconds, follow_redirects=False)
+    except httpx.ProxyError as error:  # the proxy answers, the mirror does not
+        return f"the proxy answers {str(error)[:3]}"
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        return _reason(error, seconds)
+    except httpx.UnsupportedProtocol as error:
+        return str(error)
+    except httpx.HTTPError:  # it is there, but slow, or at odds with HTTP
+        return ""
+    except Exception as error:  # an address that is none raises nearly anything
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _reason(error: Exception, seconds: float) -> str:
+    """Why there was no connection, in words; an empty string if there was one, with a wrong certificate for example."""
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return f"nothing within {seconds:g} s"
+    root: BaseException = error
+    while root.__cause__ or root.__context__:  # httpx tells of httpcore's error, and that of the system's
+        root = root.__cause__ or root.__context__
+    if isinstance(root, socket.gaierror):
+        return "host not found"
+    if isinstance(root, ssl.SSLError):
+        return "hung up" if isinstance(root, ssl.SSLEOFError) else ""
+    return str(getattr(root, "strerror", None) or root).lower()
+
+
 def _download(archive: Archive, part: Path, mirrors: tuple[str, ...], patience: Patience) -> None:
     """Fill `part` with the verified archive, or raise DataError."""
     import httpx
 
-    reasons = []
-    with httpx.Client(follow_redirects=True) as client:
-        for url in mirrors:
-            last = url == mirrors[-1]
+    with _client(follow_redirects=True) as client:
+        reachable, reasons = _reachable(client, archive, mirrors, patience)
+        for url in reachable:
+            last = url == reachable[-1]
             client.timeout = httpx.Timeout(patience.last_stall if last else patience.stall, connect=patience.connect)
             try:
                 _from_mirror(client, archive, part, url, patience, may_crawl=last)
                 return
             except _Abandoned as reason:
-                reasons.append((urlsplit(url).netloc or url, str(reason)))
-    width = max(len(host) for host, _ in reasons)
-    table = "\n".join(f"  {host:<{width}}  {reason}" for host, reason in reasons)
+                reasons[url] = str(reason)
     raise DataError(
-        f"{archive.name} could not be had from any mirror:\n{table}\n"
-        f"Try again later (what has arrived is kept), name another address in CIFAR10_MIRROR, bring the file by hand and "
-        f"give its path with --data, or try everything with --data digits."
+        f"{archive.name} could not be had from any mirror:\n{_table({url: reasons[url] for url in mirrors})}\n"
+        "Try again later (what has arrived is kept), name another address in\n"
+        "CIFAR10_MIRROR, give the path of the file with --data, or use --data digits."
     )
+
+
+def _table(reasons: dict[str, str]) -> str:
+    """A line for each address: its host, and what happened there."""
+    rows = [(_host(url), reason) for url, reason in reasons.items()]
+    width = max(len(host) for host, _ in rows)
+    return "\n".join(f"  {host:<{width}}  {reason}" for host, reason in rows)
 
 
 def _from_mirror(client, archive: Archive, part: Path, url: str, patience: Patience, may_crawl: bool) -> None:
@@ -183,6 +300,13 @@ def _check_answer(answer, archive: Archive, have: int) -> int:
     if length is not None and length != str(archive.size - start):
         raise _Abandoned(f"announced {length} bytes, where {archive.size - start} are due")
     return start
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc or url
+    except ValueError:  # no address: brackets that do not close
+        return url
 
 
 class _Meter:

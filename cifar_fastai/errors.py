@@ -43,6 +43,10 @@ class ExportWarning(UserWarning):
     """An export works, but not exactly as where it was made."""
 
 
+class DataWarning(UserWarning):
+    """Other data is used than was hoped for."""
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM came, and what was done is saved. No Exception, so that nothing on the way takes it for one."""
 

@@ -75,7 +75,7 @@ def find_lr(recipe: Recipe, options: RunOptions) -> tuple[Path, LrSearch]:
     check_model(recipe)  # as it is; the search leaves some of it out
     started = time.time()
     learn = prepare(without_epochs(recipe), options)
-    folder = make_run_folder(options.out, f"find-lr-{run_name(recipe, options, learn.dls.data)}", started)
+    folder = make_run_folder(options.out, f"find-lr-{run_name(recipe, options, learn.dls.data.source)}", started)
     config = configuration(folder.name, recipe, options, learn)
     learn.path, learn.model_dir = folder, "."  # where lr_find keeps the weights meanwhile
     announce(learn, recipe, config["initial_weights"], options.device, folder)

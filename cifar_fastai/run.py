@@ -84,7 +84,7 @@ def run(recipe: Recipe, options: RunOptions) -> Path:
     started = time.time()
     with joined(options.device) as processes:
         learn = prepare(recipe, options, processes=processes)
-        name = run_name(recipe, options, learn.dls.data)
+        name = run_name(recipe, options, learn.dls.data.source)
         folder = processes.from_first(lambda: make_run_folder(options.out, name, started))
         config = configuration(name, recipe, options, learn)
         with working_in(folder, processes) as interrupts:
@@ -195,7 +195,7 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
     """
     check_alone("--seeds")
-    name = options.name or f"{recipe.name}-{_as_name(Path(options.source).name)}"
+    name = run_name(recipe, options, Path(options.source).name)
     runs = []
     for seed in range(options.seed, options.seed + n):
         say("seed", f"{seed}, run {len(runs) + 1} of {n}")
@@ -215,9 +215,10 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     return path
 
 
-def run_name(recipe: Recipe, options: RunOptions, data: ImageData) -> str:
-    """The name that was asked for, else recipe and data."""
-    return options.name or f"{recipe.name}-{_as_name(data.source)}"
+def run_name(recipe: Recipe, options: RunOptions, source: str) -> str:
+    """The name that was asked for, else recipe and data, which the recipe for digits has in its name."""
+    data = _as_name(source)
+    return options.name or (data if recipe.name == data else f"{recipe.name}-{data}")
 
 
 def configuration(name: str, recipe: Recipe, options: RunOptions, learn: Learner) -> dict:

@@ -124,7 +124,7 @@ def existing_path(source: str | os.PathLike) -> Path:
     path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's raises over an unknown user
     is_there = os.path.isdir(path) or os.path.isfile(path)  # noqa: PTH112, PTH113  Path's raise over a name too long
     if not (is_there and str(source)):
-        named, hint = source or "''", nearest(str(source), ("cifar10", "digits"))
+        named, hint = source or "''", nearest(str(source), ("auto", "cifar10", "digits"))
         raise DataError(f"--data {named}: there is no such file or folder.{hint} `--data digits` needs no file at all.")
     return path
 

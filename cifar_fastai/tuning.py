@@ -42,7 +42,7 @@ def tune(
     check_alone("tune")
     try_model(recipe)  # before the data, which can take long
     data = without_test_split(load_data(options.source, recipe.size))
-    name = run_name(recipe, options, data)
+    name = run_name(recipe, options, data.source)
     folder = options.out / f"tune-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,11 @@ def environment(**extra) -> dict[str, str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory):
-    """The user's own cache is neither used nor filled by the tests, in this process or in those it starts."""
+    """The user's own cache is neither used nor filled by the tests, in this process or in those it starts; nor does any of
+    them reach a mirror."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
         yield
 
 

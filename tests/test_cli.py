@@ -186,7 +186,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
 def test_recipes_are_listed(tmp_path):
     done = call("train.py", "--recipe", "help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("classic-adam", "classic-sgd", "fast", "cpu", "slim", "short", "large", "transfer"):
+    for name in ("classic-adam", "classic-sgd", "fast", "cpu", "slim", "short", "large", "digits", "transfer"):
         assert f"\n{name}\n" in "\n" + done.stdout
 
 
@@ -441,12 +441,13 @@ def test_a_reader_that_leaves_early_is_no_fault(digits_run, photo, tmp_path):
 
 
 @pytest.mark.parametrize(("longest", "recipe"), [(0, "slim"), (86_400, "cpu")])
-def test_auto_on_a_cpu_takes_what_can_be_waited_for(monkeypatch, capsys, longest, recipe):
-    monkeypatch.setattr("cifar_fastai.cli.MANY_IMAGES", 100)
-    monkeypatch.setattr("cifar_fastai.cli.LONGEST", longest)
+def test_auto_on_a_cpu_takes_what_can_be_waited_for(monkeypatch, capsys, pictures, longest, recipe):
+    monkeypatch.setattr("cifar_fastai.auto.MANY_IMAGES", 50)
+    monkeypatch.setattr("cifar_fastai.auto.LONGEST", longest)
     monkeypatch.setattr("cifar_fastai.run.run", lambda recipe, options: chosen.append(recipe))
     chosen = []
-    assert cli.main("train", ["--data", "digits", "--epochs", "40", "--lr", "0.1", "--device", "cpu"]) == 0
+    command = ["--data", str(pictures), "--epochs", "40", "--lr", "0.1", "--bs", "8", "--device", "cpu"]
+    assert cli.main("train", command) == 0
     assert [(each.name, each.epochs, each.lr) for each in chosen] == [(recipe, 40, 0.1)]
     told = capsys.readouterr().out
     assert told.startswith(f"auto     recipe {recipe} on cpu: ") and told.count("\n") == 1
@@ -456,7 +457,8 @@ def test_auto_on_a_cpu_takes_what_can_be_waited_for(monkeypatch, capsys, longest
 @pytest.mark.parametrize(
     ("arguments", "recipe"),
     [
-        (["--data", "digits"], "cpu"),  # few images
+        (["--data", "digits"], "digits"),
+        (["--data", "digits", "--model", "base"], "cpu"),  # few images
         (["--data", "elsewhere", "--subset", "30000"], "large"),  # many, and nothing is read to know that
         (["--data", "elsewhere", "--subset", "30000", "--model", "base"], "fast"),
         (["--data", "elsewhere", "--subset", "30000", "--model", "resnet18"], "transfer"),

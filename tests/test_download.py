@@ -1,20 +1,24 @@
 """The downloader against real HTTP servers that misbehave, real kills and a real full disk."""
 
+import contextlib
 import dataclasses
 import hashlib
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 from conftest import archive_of, environment
 
-from cifar_fastai.download import CIFAR10, Patience, fetch
+from cifar_fastai.download import CIFAR10, NoMirror, Patience, fetch
 from cifar_fastai.errors import DataError
 
-SHORT = Patience(connect=1.0, stall=0.5, last_stall=0.5, slowest=200_000, window=0.5)
+SHORT = Patience(answer=1.0, connect=1.0, stall=0.5, last_stall=0.5, slowest=200_000, window=0.5)
 
 
 @pytest.fixture
@@ -233,3 +237,143 @@ def test_proxies_are_honoured(archive, web_server, cache, monkeypatch):
     fetch(dataclasses.replace(archive, mirrors=("http://nowhere.invalid/data.tgz",)), cache, patience=SHORT)
     assert web_server.requests[0][0] == "http://nowhere.invalid/data.tgz"
     assert (cache / "data.tgz").stat().st_size == archive.size
+
+
+# --- whether there is a network ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dropped():
+    """An address that answers no packet: a server whose queue is full."""
+    with socket.socket() as server, contextlib.ExitStack() as callers:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(8):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/data.tgz"
+
+
+@contextlib.contextmanager
+def hanging_up(farewell: bytes):
+    """The address of a server that accepts, says this and hangs up."""
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                connection.recv(1000)
+                connection.sendall(farewell)
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def no_mirror(archive, cache, *mirrors, patience=SHORT) -> NoMirror:
+    with pytest.raises(NoMirror) as caught:
+        fetch(dataclasses.replace(archive, mirrors=mirrors), cache, patience=patience)
+    return caught.value
+
+
+def test_packets_that_are_dropped_are_waited_for_side_by_side(archive, cache, dropped):
+    import httpx  # noqa: F401  what its import takes is no part of it
+
+    start = time.monotonic()
+    error = no_mirror(archive, cache, *(f"{dropped}?{number}" for number in range(4)), patience=Patience())
+    assert time.monotonic() - start < 3.5
+    assert error.reason == "nothing within 2.5 s"
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "reason"),
+    [
+        (("http://a.invalid/data.tgz", "https://b.invalid/data.tgz"), "host not found"),
+        (("http://127.0.0.1:9/data.tgz", "https://127.0.0.1:9/data.tgz"), "connection refused"),
+    ],
+)
+def test_no_network_is_said_in_two_short_lines(archive, cache, monkeypatch, mirrors, reason):
+    monkeypatch.delenv("https_proxy")
+    official = dataclasses.replace(archive, name=CIFAR10.name)
+    error = no_mirror(official, cache, *mirrors)
+    first, second = f"error: {error}".splitlines()
+    assert reason in first and "--data digits" in second and len(first) <= 80 and len(second) <= 80
+    assert str(error.__cause__).count(reason) == 2, "with --debug each has its line"
+
+
+def test_reasons_that_differ_are_all_named(archive, cache):
+    error = no_mirror(archive, cache, "http://127.0.0.1:9/data.tgz", "nonsense", "http://a.invalid/data.tgz")
+    for host, reason in (("127.0.0.1:9", "connection refused"), ("nonsense", "missing an"), ("a.invalid", "host not found")):
+        assert re.search(rf"\n  {host} +.*{reason}", str(error))
+
+
+def test_an_address_that_no_name_server_takes(archive, cache):
+    no_mirror(archive, cache, "http://" + "a" * 100 + ".invalid/data.tgz", "http://..../data.tgz", "http://[::1/data.tgz")
+
+
+def test_who_hangs_up_before_a_secure_connection_was_not_there(archive, cache, monkeypatch):
+    monkeypatch.delenv("https_proxy")
+    with hanging_up(b"") as host:
+        assert no_mirror(archive, cache, f"https://{host}/data.tgz").reason in ("hung up", "connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "farewell"), [("http", b""), ("http", b"SSH-2.0-x\r\n"), ("https", b"HTTP/1.0 200 OK\r\n\r\n")]
+)
+def test_who_answers_at_odds_with_http_is_there(archive, cache, monkeypatch, scheme, farewell):
+    """As the page of a hotel's network does, on a port for secure connections."""
+    monkeypatch.delenv("https_proxy")
+    with hanging_up(farewell) as host, pytest.raises(DataError, match=f"from any mirror:\n  {host}  ") as caught:
+        fetch(dataclasses.replace(archive, mirrors=(f"{scheme}://{host}/data.tgz",)), cache, patience=SHORT)
+    assert not isinstance(caught.value, NoMirror)
+
+
+def test_who_says_nothing_is_there(archive, cache):
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(DataError, match=r"stalled; 0\.0 MB") as caught:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/data.tgz"
+        fetch(dataclasses.replace(archive, mirrors=(address,)), cache, patience=SHORT)
+    assert not isinstance(caught.value, NoMirror)
+
+
+def test_what_cannot_be_reached_costs_no_time_of_its_own(archive, web_server, cache, dropped):
+    """One look at all of them; whichever is last of the others may crawl."""
+    small = shortened(archive, web_server, 60_000)
+    mirrors = ("http://127.0.0.1:9/data.tgz", dropped, f"{web_server.address}/crawl/data.tgz", f"{dropped}?again")
+    path = fetch(dataclasses.replace(small, mirrors=mirrors), cache, patience=SHORT)
+    assert path.read_bytes() == web_server.files["/data.tgz"]
+    assert web_server.requests == [("/crawl/data.tgz", None)]
+
+
+def test_a_proxy_that_lets_nobody_through(archive, web_server, cache, monkeypatch):
+    monkeypatch.setenv("https_proxy", web_server.address)  # which knows no CONNECT: 501
+    error = no_mirror(archive, cache, "https://a.invalid/data.tgz", "https://b.invalid/data.tgz")
+    assert error.reason == "the proxy answers 501"
+
+
+def test_a_proxy_that_cannot_be_used(archive, cache, monkeypatch):
+    monkeypatch.setenv("https_proxy", "gopher://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"The proxy that the environment names cannot be used: .*gopher"):
+        no_mirror(archive, cache, "https://a.invalid/data.tgz")
+
+
+SLOW_NAMES = """
+import socket, time
+socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+from cifar_fastai.download import CIFAR10, NoMirror, check_network
+start = time.monotonic()
+try:
+    check_network(CIFAR10)
+except NoMirror as error:
+    print(time.monotonic() - start, error.reason, sep="|", flush=True)
+"""
+
+
+def test_names_that_are_looked_up_for_ever_hold_nothing_up(tmp_path):
+    environ = environment(no_proxy="*")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", SLOW_NAMES], env=environ, capture_output=True, text=True, timeout=50)
+    assert time.monotonic() - start < 30, "nor the end of the process"
+    seconds, reason = done.stdout.strip().split("|")
+    assert float(seconds) < 5 and reason == "nothing within 2.5 s" and done.stderr == ""

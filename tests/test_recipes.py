@@ -43,6 +43,9 @@ def test_every_recipe_names_a_model_and_itself():
     for device, model, fitting in (("cuda", None, "large"), ("cuda", "base", "fast"), ("mps", None, "fast")):
         assert auto_recipe(device, model, 50_000)[0] == auto_recipe(device, model)[0] == fitting
         assert auto_recipe(device, model, 2_000)[0] == "cpu"
+    for device in ("cpu", "cuda", "mps"):
+        assert auto_recipe(device, None, 1_437, "digits")[0] == "digits"
+        assert auto_recipe(device, "small", 1_437, "digits")[0] == "classic-sgd"
 
 
 @pytest.mark.parametrize("valid_pct", [0.1, 0.15, 0.2])
