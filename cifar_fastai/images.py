@@ -2,34 +2,50 @@
 
 import io
 import math
+import os
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from cifar_fastai.errors import UserError
+from cifar_fastai.imagebounds import (
+    FORMATS,
+    NO_FORMAT,
+    TOO_MANY_PIXELS,
+    BadImage,
+    check_size,
+    find_still,
+    hexadecimal,
+    orientation,
+)
 
 MAX_BYTES = 10_000_000
-MAX_PIXELS = 25_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 TOO_LARGE = f"The file is larger than {MAX_BYTES // 1_000_000} MB."
-TOO_MANY_PIXELS = f"The image has more than {MAX_PIXELS // 1_000_000} megapixels."
 FIRST_FRAME = "first frame of an animation"
 BACKGROUND = (255, 255, 255)  # shines through transparent pixels
-
-
-class BadImage(UserError):
-    """Not an image that can be read; the message says why, in words fit to show anybody."""
+TURNS = {  # that undo EXIF's orientations
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 274  # EXIF's tag
+SCALED_AT_ONCE = 1_000_000  # values
 
 
 def decode_image(source) -> Image.Image:
     """A new RGB PIL image from a path, bytes, a PIL image, an HWC (or HW) array or a CHW tensor.
 
-    JPEG, PNG, WebP, GIF and BMP are read, up to 10 MB and 25 megapixels, whatever the file is called. The camera's
-    rotation is applied, transparency laid over white, 16-bit and float values scaled to 8 bits (floats count from
-    0 to 1), and of an animation the first frame is taken; `info["warnings"]` of the picture lists remarks like this
+    JPEG, PNG, WebP, GIF and BMP are read, up to 10 MB, 25 megapixels and 65,500 pixels a side, whatever the file is called.
+    A PIL image that is not loaded yet is read from its file, within the same bounds. The camera's rotation is applied,
+    transparency laid over white, 16-bit and float values scaled to 8 bits (floats count from 0 to 1), and of an animation
+    the first frame is taken; `info["warnings"]` of the picture lists remarks like this
     one. Raises BadImage.
     """
     if isinstance(source, Image.Image):
@@ -53,8 +69,10 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 
     The longer side is cut, evenly at both ends, to the geometric mean of both sides, and what is left is pressed into the
     square. Cutting to a square loses subjects that fill the frame, pressing all of it in distorts those that do not, and
-    this, half of each, is never far behind the better one (benchmarks/fitting.py).
+    this, half of each, is never far behind the better one (benchmarks/fitting.py). Raises BadImage if there are more pixels
+    than `decode_image` gives.
     """
+    check_size(*image.size)
     if image.size == (size, size):
         return image
     width, height = image.size
@@ -64,14 +82,25 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def _read_file(path: Path) -> bytes:
+    """No more than the first byte beyond MAX_BYTES, of regular files alone: others may never end, or never begin."""
     try:
-        if path.is_dir():
-            raise BadImage("This is a folder, not an image.")
-        if path.stat().st_size > MAX_BYTES:
-            raise BadImage(TOO_LARGE)
-        return path.read_bytes()
+        _refuse_unless_regular(path.stat().st_mode)
+        with open(path, "rb", opener=_without_waiting) as file:  # Path.open takes no opener
+            _refuse_unless_regular(os.fstat(file.fileno()).st_mode)  # it may have been replaced
+            return file.read(MAX_BYTES + 1) or b""  # None: one of /proc, with nothing to tell now
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise BadImage(f"The file cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no pipes among its files
+
+
+def _refuse_unless_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise BadImage("This is a folder, not an image.")
+    if not stat.S_ISREG(mode):
+        raise BadImage("This is a pipe, a socket or a device, not a file. Send a pipe to standard input, and name it '-'.")
 
 
 @contextmanager
@@ -82,7 +111,7 @@ def _pillows_errors():
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"Not an image in a format that is read here ({', '.join(FORMATS)}).") from None
+        raise BadImage(NO_FORMAT) from None
     except Image.DecompressionBombError:
         raise BadImage(TOO_MANY_PIXELS) from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
@@ -94,18 +123,57 @@ def _from_bytes(data: bytes) -> Image.Image:
         raise BadImage("The file is empty.")
     if len(data) > MAX_BYTES:
         raise BadImage(TOO_LARGE)
+    still = find_still(data)
     with _pillows_errors():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    return _from_pil(image)
+        picture = _to_rgb(_turned(_decoded(still.format, still.data), still.orientation))
+    return _without_metadata(picture, still.animated)
+
+
+def _decoded(format: str, data: bytes) -> Image.Image:
+    """A copy, since with its file the buffers of its decoder go too: for WebP three times the picture."""
+    with Image.open(io.BytesIO(data), formats=[format]) as file:
+        check_size(*file.size)
+        return file.copy()
 
 
 def _from_pil(image: Image.Image) -> Image.Image:
-    if math.prod(image.size) > MAX_PIXELS:
-        raise BadImage(TOO_MANY_PIXELS)
+    file = getattr(image, "fp", None)  # until it is loaded
+    if file and image.format not in (*FORMATS, "MPO"):
+        raise BadImage(f"{image.format} files are not read here ({', '.join(FORMATS)}). Load the image before: image.load()")
+    if file and image.tell() == 0:
+        return _from_bytes(_all_of(file))
+    check_size(*image.size)
     with _pillows_errors():
         animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a JPEG with further pictures in it
-        picture = _to_rgb(ImageOps.exif_transpose(image))  # decodes a lazy image, and copies
-    # The file's own metadata stays behind: whoever saves the picture would write it again, or fail over it.
+        picture = _to_rgb(_turned(image, _orientation(image)))
+        return _without_metadata(image.copy() if picture is image else picture, animated)
+
+
+def _all_of(file) -> bytes:
+    with _pillows_errors():
+        place = file.tell()
+        file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+        file.seek(place)
+    return data
+
+
+def _orientation(image: Image.Image) -> int:
+    exif, digits = image.info.get("exif"), image.info.get("Raw profile type exif")
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+    if exif is None and isinstance(digits, str):
+        exif = hexadecimal(digits.encode())
+    if isinstance(exif, bytes):
+        return orientation(exif, xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+    return image.getexif().get(ORIENTATION, 1)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _without_metadata(picture: Image.Image, animated: bool) -> Image.Image:
+    """The file's own metadata stays behind: whoever saves the picture would write it again, or fail over it."""
     picture.info = {"warnings": [FIRST_FRAME] if animated else []}
     return picture
 
@@ -120,6 +188,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _hwc(tensor) -> np.ndarray:
+    if tensor.ndim in (2, 3):
+        check_size(*tensor.shape[:-3:-1])
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy knows no bfloat16
     return array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -133,8 +203,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
             f"An array or tensor of shape {tuple(array.shape)} is no image: arrays are height x width x channels, "
             "tensors channels x height x width, with 1, 3 or 4 channels."
         )
-    if math.prod(array.shape[:2]) > MAX_PIXELS:
-        raise BadImage(TOO_MANY_PIXELS)
+    check_size(array.shape[1], array.shape[0])
     return _from_pil(Image.fromarray(_to_uint8(array)))
 
 
@@ -151,4 +220,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         white = 1.0 if highest <= 1 else max(255.0, highest)
     else:
         white = max(65535.0, highest) if array.dtype.itemsize == 2 or highest > 255 else 255.0
-    return (np.clip(array / white, 0, 1) * 255).round().astype(np.uint8)
+    scaled, step = np.empty(array.shape, np.uint8), max(1, SCALED_AT_ONCE // array[0].size)
+    for row in range(0, len(array), step):
+        scaled[row : row + step] = (np.clip(array[row : row + step] / white, 0, 1) * 255).round()
+    return scaled

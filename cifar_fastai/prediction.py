@@ -5,6 +5,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,9 @@ class Answer:
 def find_images(arguments: Iterable[str]) -> list[Answer]:
     """Each file named, each image in each folder, each match of each pattern, in that order; not answered yet.
 
-    Folders are searched to their depths, hidden files left out. A pattern such as `*.jpg` or `**/cat-?.png` means what it
-    means to a shell, unless it is the very name of a file. What finds nothing is in the list with its error.
+    Folders are searched to their depths; hidden files, and folders that are links, are left out. A pattern such as `*.jpg`
+    or `**/cat-?.png` means what it means to a shell, unless it is the very name of a file. What finds nothing, and a folder
+    that cannot be read, is in the list with its error.
     """
     return [answer for argument in arguments for answer in _find(argument)]
 
@@ -54,13 +56,47 @@ def _find(argument: str) -> list[Answer]:
         return _images_in(Path(argument)) or [Answer(argument, error=no_images)]
     if not glob.has_magic(argument) or os.path.lexists(argument):
         return [Answer(argument)]
-    matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    matches = sorted(set(_matches(argument)))
     return find_images(matches) or [Answer(argument, error=f"{argument}: there is no such file.")]
 
 
 def _images_in(folder: Path) -> list[Answer]:
-    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and not os.path.isdir(path))  # noqa: PTH112
-    return [Answer(str(path)) for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = []
+    for place, files, error in _walk(str(folder)):
+        found += [Answer(str(path)) for path in map(Path, files) if path.suffix.lower() in EXTENSIONS]
+        if error:
+            found.append(Answer(place, error=f"{place}: this folder cannot be read ({error.strerror or error})."))
+    return sorted(found, key=lambda answer: Path(answer.path))
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str], OSError | None]]:
+    """Each folder with its files, or the reason why they are not known. Links to folders may lead back: they are not
+    followed. (os.walk and Path.rglob end at a depth of 1,000 on some versions of Python.)"""
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            yield folder, [], error
+            continue
+        waiting += [entry.path for entry in visible if entry.is_dir(follow_symlinks=False)]
+        yield folder, [entry.path for entry in visible if not os.path.isdir(entry.path)], None  # noqa: PTH112
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """As glob.glob, which would follow links to folders at each `**`."""
+    recursive = re.match(r"(|.*?/)\*\*(?:/|\Z)(.*)", pattern, re.DOTALL)
+    if not recursive:
+        yield from glob.glob(pattern)  # noqa: PTH207  Path.glob takes no absolute pattern
+        return
+    head, tail = recursive.groups()
+    for top in glob.glob(head) if head else ["."]:  # noqa: PTH207
+        for folder, *_ in _walk(top):
+            within = f"{folder.rstrip('/')}/" if head else f"{folder}/"[2:]
+            found = _matches(glob.escape(within) + (tail or "*"))
+            yield from found if tail else itertools.filterfalse(os.path.isdir, found)
 
 
 # --- classifying -------------------------------------------------------------------------------------------------
@@ -91,7 +127,9 @@ def classify(
 
 def _source(answer: Answer) -> str | bytes:
     """What `decode_image` takes. Standard input is read here: in a thread, Ctrl-C could not end the wait for it."""
-    return sys.stdin.buffer.read(MAX_BYTES + 1) if answer.path == STANDARD_INPUT else answer.path
+    if answer.path != STANDARD_INPUT:
+        return answer.path
+    return sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""  # None: closed
 
 
 def _read(answer: Answer, source: str | bytes, size: int, side: int | None) -> Answer:
@@ -126,7 +164,7 @@ def classify_and_draw(classifier: Classifier, found: Iterable[Answer], folder: P
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--gradcam {folder}: this folder cannot be made ({error.strerror or error}).") from None
-    explainer, taken = Explainer(classifier), set()
+    explainer, taken = Explainer(classifier), {}
     for answer in classify(classifier, found, tta, SIDE):
         if answer.confidences:
             path = folder / f"{_free_name(answer.path, taken)}-gradcam.png"
@@ -138,12 +176,16 @@ def classify_and_draw(classifier: Classifier, found: Iterable[Answer], folder: P
         yield answer
 
 
-def _free_name(path: str, taken: set[str]) -> str:
-    """The file's name without its ending, numbered if it is taken; names that differ in case alone count as equal."""
-    name = "standard-input" if path == STANDARD_INPUT else Path(path).stem
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    free = next(name for name in names if name.lower() not in taken)
-    taken.add(free.lower())
+def _free_name(path: str, taken: dict[str, int]) -> str:
+    """The file's name without its ending, numbered if it is taken; names that differ in case alone count as equal.
+
+    taken: the names, each with the last number that was put behind it.
+    """
+    free = name = "standard-input" if path == STANDARD_INPUT else Path(path).stem
+    while free.lower() in taken:
+        taken[name.lower()] += 1
+        free = f"{name}-{taken[name.lower()]}"
+    taken[free.lower()] = 1
     return free
 
 
