@@ -512,7 +512,8 @@ def _evaluate(options) -> int:
     print(f"top 2     {figures['test_top2_accuracy']:.2%}")
     print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
     for name, row in figures["per_class"].items():
-        print(f"  {name:<16} recall {row['recall']:>7.2%}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
+        recall = f"{row['recall']:>7.2%}" if row["support"] else f"{'-':>7}"
+        print(f"  {name:<16} recall {recall}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
     return 0
 
 

@@ -272,8 +272,8 @@ class Layout:
         found += count_and_name("unreadable, left out", itertools.chain.from_iterable(self.unreadable.values()))
         found += count_and_name(f"not in {places}, left out", self.misplaced)
         if self.elsewhere:
-            (where,) = count_and_name(f"places outside {places}", sorted(self.elsewhere))
-            found.append(f"{sum(self.elsewhere.values())} images left out, in {where}")
+            n = sum(self.elsewhere.values())
+            found.append(f"{n} elsewhere than in {places}, left out: {_first_of(sorted(self.elsewhere))}")
         return self.remarks + found
 
 
@@ -411,7 +411,7 @@ def _check_classes(layout: Layout, names: dict[tuple[str, str], set[str]]) -> No
     if empty:
         words = f"is a class without images ({', '.join(FORMATS)}): put some in, or remove the folder."
         layout.refuse_to_train(f"{shown(empty[0])} {words}")
-        layout.remarks += count_and_name("folders without images", empty)
+        layout.remarks += count_and_name("without images, no class", empty)
     for folders in names.values():
         if len(folders) > 1:
             what = "folders whose names are the same text, taken as one class"
@@ -451,6 +451,9 @@ def _sort_file(layout: Layout, number: int, split: str, label: str) -> None:
 
 def count_and_name(what: str, things: Iterable) -> list[str]:
     """A remark in a list, which is empty if there are none of these things."""
-    things = list(map(shown, things))
-    named = ", ".join(things[:3]) + (" and more" if len(things) > 3 else "")
-    return [f"{len(things)} {what}: {named}"] if things else []
+    things = list(things)
+    return [f"{len(things)} {what}: {_first_of(things)}"] if things else []
+
+
+def _first_of(things: list) -> str:
+    return ", ".join(map(shown, things[:3])) + (" and more" if len(things) > 3 else "")

@@ -115,9 +115,10 @@ class ImageData:
 
     @cached_property
     def channel_stats(self) -> list[list[float]]:
-        """Mean and standard deviation of red, green and blue over the training split, in units of the full range."""
+        """Mean and standard deviation of red, green and blue over the training split (over all, if there is
+        none), in units of the full range."""
         counts = np.zeros((3, 256))
-        for block in self.blocks(slice(self.n_train - self.n_valid)):
+        for block in self.blocks(slice(self.n_train - self.n_valid or None)):
             for channel in range(3):
                 counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
         shares = counts / counts.sum(axis=1, keepdims=True)
@@ -476,9 +477,10 @@ def _on_own_pages(pixels: np.ndarray) -> np.ndarray:
 def _from_pictures(pictures: _Pictures, files: Folder | Tar | Zip, labelled: bool) -> ImageData:
     source, layout, splits = files.name, pictures.layout, pictures.splits
     if not (splits["train"] or labelled) or not any(splits.values()):
-        reasons = next(iter(layout.unreadable.values()))
-        raise DataError(f"--data {source}: no images in train/ that can be read: {shown(reasons[0])}.")
-    told, held_out = [], False
+        reasons = [f"no images in train/ that can be read: {shown(each[0])}." for each in layout.unreadable.values()]
+        raise DataError(f"--data {source}: {(reasons or [layout.unfit])[0]}")
+    told: list[str] = []
+    held_out = False
     if splits["train"] and not splits["test"] and not layout.unfit:
         try:
             pictures.hold_out_test()
@@ -491,6 +493,10 @@ def _from_pictures(pictures: _Pictures, files: Folder | Tar | Zip, labelled: boo
     if layout.unfit and not labelled:
         raise DataError(f"--data {source}: {layout.unfit}")
 
+    names = {split: {label for _, label, _ in splits[split]} for split in SPLITS}
+    for split in ("valid", "test"):
+        if names[split]:
+            told += count_and_name(f"classes of train/ not in {split}/", sorted(names["train"] - names[split]))
     rows = [picture for split in SPLITS for picture in _in_original_order(splits[split])]
     classes = tuple(sorted({label for _, label, _ in rows}))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -534,9 +540,7 @@ def _look_alikes(classes: Iterable[str]) -> list[str]:
     same = defaultdict(list)
     for name in classes:
         same[name.casefold()].append(name)
-    return count_and_name(
-        "sets of classes that differ in case alone", map(" and ".join, (s for s in same.values() if len(s) > 1))
-    )
+    return [f"classes that differ in case alone: {shown(', '.join(names))}" for names in same.values() if len(names) > 1]
 
 
 def _in_original_order(pictures: list) -> list:
