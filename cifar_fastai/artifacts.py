@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import tempfile
-import unicodedata
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line
+from cifar_fastai.labels import MAX_CLASSES, is_label
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -34,9 +34,7 @@ from cifar_fastai.manifest import (
     write_manifest,
 )
 from cifar_fastai.models import MODELS, create_model, familiarity
-from cifar_fastai.sources import MAX_CLASSES
 
-MAX_NAME = 255
 NUMBER = (int, float)
 CONFIG_FIELDS = {  # of config.json, all of them
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,
@@ -253,7 +251,7 @@ def _parse_config(data: bytes) -> dict:
         raise ExportError(f"{CONFIG} lacks or misstates: {', '.join(wrong)}.")
     classes, interval, versions = config["classes"], config["test"]["test_accuracy_interval"], config["versions"]
     sound = (
-        all(map(_is_name, [config["name"], *classes, *versions.values()]))
+        all(map(is_label, [config["name"], *classes, *versions.values()]))
         and 2 <= len(classes) <= MAX_CLASSES
         and len(set(classes)) == len(classes)
         and 16 <= config["size"] <= config["input_size"] <= 1024
@@ -288,11 +286,6 @@ def _misstated_tables(test: dict, classes: list) -> list[str]:
     if not len(counts) == len(matrix) ** 2 == len(classes) ** 2 or {*map(type, counts)} != {int}:
         wrong.append("confusion_matrix")
     return wrong if per_class.keys() == set(classes) else [*wrong, "per_class"]
-
-
-def _is_name(value) -> bool:
-    """Whether it is text fit to be shown on a line: control characters could rule a terminal."""
-    return type(value) is str and 0 < len(value) <= MAX_NAME and not any(unicodedata.category(c) == "Cc" for c in value)
 
 
 def _build_model(config: dict, data: bytes) -> nn.Module:

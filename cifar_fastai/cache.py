@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,14 @@ import numpy as np
 
 from cifar_fastai.download import CIFAR10, MB, NoMirror, alone, check_network, digests, is_fetched
 from cifar_fastai.errors import DataError, DataWarning
-from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_data, read_rows
+from cifar_fastai.folders import list_folder
+from cifar_fastai.sources import ImageData, cache_folder, check_rows, existing_path, read_data, read_rows
 
-FORMAT = 2  # of these files, and of how `fit_image` makes a picture square
+FORMAT = 3  # of these files, and of how `fit_image` makes a picture square
 DATA, MANIFEST = "data.bin", "manifest.json"
 BLOCK = 1 << 24  # bytes of the file hashed at once
-KEPT_FIELDS = ("source", "classes", "n_train", "encoding", "n_files", "sha256", "warnings")
+TUPLES = ("classes", "file_warnings", "split_warnings")
+KEPT_FIELDS = (*TUPLES, "source", "n_train", "n_valid", "held_out", "unfit", "encoding", "n_files", "sha256")
 MEASURES = ("fingerprint", "channel_stats")  # of ImageData, too slow to compute anew at every start
 
 
@@ -34,15 +37,23 @@ class _Damaged(Exception):
     """A prepared copy that is not what its manifest says."""
 
 
-def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageData:
+def load_data(source: str | os.PathLike | ImageData, size: int = 32, labelled: bool = False) -> ImageData:
     """The images of `source` (see `read_data`) at `size` x `size` pixels, from the prepared copy if there is a whole one.
 
     The first call reads the source and keeps a copy in the user's cache folder; later ones map that file into memory,
     after checking the sha256 of all of it. A copy that is damaged, or older than its source, is made anew. One process
     makes it while others wait. digits and an ImageData are taken as they are. "auto" is CIFAR-10, or where no mirror of it
-    can be reached digits, with a DataWarning. Raises DataError.
+    can be reached digits, with a DataWarning. labelled: as for `read_data`. Raises DataError.
     """
+    data = _load(source, size, labelled)
+    if data.unfit and not labelled:
+        raise DataError(f"--data {data.source}: {data.unfit}")
+    return data
+
+
+def _load(source: str | os.PathLike | ImageData, size: int, labelled: bool) -> ImageData:
     if isinstance(source, ImageData):
+        check_rows(source)
         return source
     if source == "auto":
         source, instead = settle(source, size)
@@ -57,9 +68,9 @@ def load_data(source: str | os.PathLike | ImageData, size: int = 32) -> ImageDat
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with alone(folder.with_name(folder.name + ".lock"), f"preparing {folder.name}"):
-            return _open_or_tell(folder, origin) or _prepare(source, size, folder, origin)
+            return _open_or_tell(folder, origin) or _prepare(source, size, labelled, folder, origin)
     except OSError as error:
-        return _without_copy(read_rows(source, size), folder, error)
+        return _without_copy(read_rows(source, size, labelled), folder, error)
 
 
 def settle(source: str | os.PathLike, size: int = 32) -> tuple[str | os.PathLike, str]:
@@ -97,11 +108,12 @@ def _origin(source: str | os.PathLike) -> dict:
         return {"sha256": CIFAR10.sha256}
     path = existing_path(source).resolve()
     if path.is_file():
-        stat = path.stat()
-        return {"path": str(path), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+        about = path.stat()
+        return {"path": str(path), "bytes": about.st_size, "changed": about.st_mtime_ns}
     digest = hashlib.sha256()
-    for name, stat in list_folder(path):
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    for name, about in list_folder(path):
+        what = "/" if stat.S_ISDIR(about.st_mode) else f"{about.st_size}\0{about.st_mtime_ns}"
+        digest.update(f"{name}\0{what}\n".encode(errors="surrogateescape"))
     return {"path": str(path), "listing": digest.hexdigest()}
 
 
@@ -154,7 +166,7 @@ def _open(folder: Path, manifest: dict) -> ImageData:
             raise _Damaged(f"{DATA} was changed near byte {number * BLOCK:,}")
     images, labels = file[:n_pixels].reshape(shape).view(np.ndarray), file[n_pixels:].view(np.int64).copy()
     fields = {name: manifest[name] for name in KEPT_FIELDS}
-    for name in ("classes", "warnings"):
+    for name in TUPLES:
         fields[name] = tuple(fields[name])
     data = ImageData(images=images, labels=labels, **fields)
     vars(data).update({name: manifest[name] for name in MEASURES})  # where cached_property looks first
@@ -171,9 +183,9 @@ def _block_digests(file: np.ndarray) -> list[str]:
 # --- making a copy -----------------------------------------------------------------------------------------------
 
 
-def _prepare(source: str | os.PathLike, size: int, folder: Path, origin: dict) -> ImageData:
+def _prepare(source: str | os.PathLike, size: int, labelled: bool, folder: Path, origin: dict) -> ImageData:
     """Read the source and keep a copy of it; if that cannot be kept, say so and go on without."""
-    data = read_rows(source, size)
+    data = read_rows(source, size, labelled)
     try:
         _write(data, folder, origin)
     except OSError as error:

@@ -193,8 +193,8 @@ def _add_data_argument(parser):
         default=os.environ.get("CIFAR10_DATA") or "auto",
         metavar="SOURCE",
         help="auto (cifar10, but digits where no mirror of it can be reached), cifar10 (downloaded once), digits (no "
-        "network), a folder or .tgz or .zip of train/<class>/* and test/<class>/*, cifar-10-python.tar.gz or its extracted "
-        "folder; $CIFAR10_DATA changes the default",
+        "network), a folder or .tgz or .zip of train/<class>/*, valid/<class>/* and test/<class>/*, cifar-10-python.tar.gz or "
+        "its extracted folder; $CIFAR10_DATA changes the default",
     )
 
 
@@ -432,36 +432,53 @@ def _add_evaluate_arguments(parser):
     add = parser.add_argument
     add("what", metavar="RUN|EXPORT", help="a run folder, whose figures are made anew, or an export")
     add("--data", metavar="SOURCE", help="as for train (default: the run's own; for an export $CIFAR10_DATA or auto)")
-    add("--corruptions", action="store_true", help="judge a sample of the test images corrupted in 15 ways instead")
+    text = (
+        "which of its images an export is judged on: test, train, valid or all, plain folders of classes too (default: test "
+        "where there is test/, else all)"
+    )
+    add("--split", choices=("test", "train", "valid", "all"), help=text)
+    add("--corruptions", action="store_true", help="judge a sample of these images corrupted in 15 ways instead")
     _add_digest_argument(parser)
 
 
 def _evaluate(options) -> int:
     from cifar_fastai.artifacts import find_export, load_export
     from cifar_fastai.cache import load_data
-    from cifar_fastai.finished import corrupt_export, corrupt_run, evaluate_export, evaluate_run
+    from cifar_fastai.finished import corrupt_export, corrupt_run, evaluate_export, evaluate_run, pick_split
     from cifar_fastai.metrics import with_interval
 
     if (Path(options.what) / "checkpoints").is_dir():
         _refuse_digest(options)
+        if options.split:
+            raise UserError(
+                f"--split is for exports, and {options.what} is a run folder: its figures are of its own test split."
+            )
         if options.corruptions:
             corrupt_run(Path(options.what), auto.place(options.data))
         else:
             evaluate_run(Path(options.what), auto.place(options.data))
         return 0
     export = load_export(find_export(options.what), options.expect_digest)
-    data = load_data(auto.data_for(options.data or os.environ.get("CIFAR10_DATA") or "auto", export.classes), export.size)
+    source = auto.data_for(options.data or os.environ.get("CIFAR10_DATA") or "auto", export.classes)
+    data = load_data(source, export.size, labelled=True)
+    for warning in data.file_warnings:
+        print(f"warning   {warning}")
+    split, data = pick_split(data, options.split)
+    words = {"train": "training", "valid": "validation", "test": "test", "all": "labelled"}[split]
+    print(f"data      {data.n_test:,} {words} images of {data.source} ({data.encoding})")
+    if split in ("all", "train"):
+        print("note      if it was trained on images among these, the figures are too high")
     if options.corruptions:
         corrupt_export(export, data)
         return 0
     figures = evaluate_export(export, data)
-    print(f"data      {data.n_test:,} test images of {data.source} ({data.encoding})")
     print(f"accuracy  {with_interval(figures['test_accuracy'], figures['test_accuracy_interval'])}")
     print(f"with TTA  {figures['test_accuracy_tta']:.2%}")
     print(f"top 2     {figures['test_top2_accuracy']:.2%}")
     print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
     for name, row in figures["per_class"].items():
-        print(f"  {name:<16} recall {row['recall']:>7.2%}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
+        recall = f"{row['recall']:>7.2%}" if row["support"] else f"{'-':>7}"
+        print(f"  {name:<16} recall {recall}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
     return 0
 
 

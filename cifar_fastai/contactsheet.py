@@ -39,8 +39,8 @@ def write_corruptions(source, size: int, path: Path) -> Path:
 
 
 def _first_of_each_class(data: ImageData) -> list[int]:
-    labels = data.labels[: data.n_train]
-    return [int(np.argmax(labels == number)) for number in range(min(len(data.classes), MAX_ROWS))]
+    _, rows = np.unique(data.labels[: data.n_train], return_index=True)
+    return rows[:MAX_ROWS].tolist()
 
 
 def _variations(images: torch.Tensor, rows: torch.Tensor, data: ImageData, recipe: Recipe, seed: int):

@@ -31,7 +31,7 @@ from cifar_fastai.errors import DataError, UserError
 from cifar_fastai.images import decode_image, fit_image
 from cifar_fastai.pretrained import channel_stats
 from cifar_fastai.recipes import MIN_VALID_PCT, Recipe
-from cifar_fastai.sources import ImageData
+from cifar_fastai.sources import ImageData, one_of_each_class
 
 EVAL_BATCH = 500
 
@@ -182,22 +182,18 @@ def dataloaders(source, recipe: Recipe, seed: int = 42, *, subset: int | None = 
     """fastai DataLoaders: `dls.train` and `dls.valid` divide the training split, `dls.test` is the untouched rest,
     None where there is none.
 
-    source: as for `load_data`, or an ImageData, which is then found as `dls.data`. subset: divide only this many
+    Where the source has a validation split of its own, `dls.valid` is that one, and the recipe's `valid_pct` has no say.
+    source: as for `load_data`, or an ImageData, which is then found as `dls.data`. subset: take only this many
     training images, drawn class by class. The seed fixes subset, division, order and augmentation. Raises DataError
     and UserError.
     """
     data = load_data(source, recipe.size)
-    rows = _training_rows(data, subset, seed)
-    n_valid = math.ceil(len(rows) * recipe.valid_pct)
-    splitter = TrainTestSplitter(n_valid, random_state=seed, stratify=data.labels[rows])
+    rows, splitter, n_valid = _divided(data, _training_rows(data, subset, seed), recipe.valid_pct, seed)
     mean, std = channel_stats(recipe) or data.channel_stats
     batch_tfms = batch_transforms(recipe, mean, std, seed)
     bs = min(recipe.bs, len(rows) - n_valid)
     val_bs = min(EVAL_BATCH, bs)  # no more than in a step: what has the memory for one can be judged too
-    try:
-        dls = data_block(data, splitter, batch_tfms).dataloaders(rows, bs=bs, val_bs=val_bs, device=device)
-    except ValueError as error:  # scikit-learn's: a class of one image, or fewer validation images than classes
-        raise DataError(f"{data.source}: too few training images to hold out {n_valid} for validation: {error}") from None
+    dls = data_block(data, splitter, batch_tfms).dataloaders(rows, bs=bs, val_bs=val_bs, device=device)
     dls.train.rng = random.Random(seed)
     dls.test = dls.test_dl(np.arange(data.n_train, len(data.images)), with_labels=True) if data.n_test else None
     dls.data = data
@@ -211,17 +207,53 @@ def inference_dataloaders(classes: tuple[str, ...], size: int, mean, std) -> Dat
     return data_block(blank, IndexSplitter([1]), [normalize]).dataloaders([0, 1], bs=1, device="cpu").new_empty()
 
 
+def _divided(data: ImageData, rows: np.ndarray, valid_pct: float, seed: int):
+    """The rows of training and validation split, fastai's splitter between them, and how many are for validation.
+
+    rows: of the training split. Raises DataError if a class has too few images.
+    """
+    labels = data.labels[rows]
+    _check_counts(data, labels)
+    if data.n_valid:
+        own = np.arange(data.n_train - data.n_valid, data.n_train)
+        return np.concatenate([rows, own]), IndexSplitter(np.arange(len(own)) + len(rows)), len(own)
+    n_valid = math.ceil(len(rows) * valid_pct)
+    if n_valid < len(data.classes):
+        return rows, IndexSplitter(one_of_each_class(labels, seed)), len(data.classes)
+    return rows, TrainTestSplitter(n_valid, random_state=seed, stratify=labels), n_valid
+
+
+def _check_counts(data: ImageData, labels: np.ndarray) -> None:
+    """Raises DataError if these labels, of the training images, are too few of a class."""
+    counts = np.bincount(labels, minlength=len(data.classes))
+    scarce, least = counts.argmin(), 1 if data.n_valid else 2
+    if counts[scarce] >= least:
+        return
+    found, n_all = counts[scarce], np.count_nonzero(data.labels[: data.n_train - data.n_valid] == scarce)
+    where = f" of {n_all} without --subset: raise it" if n_all > found else ": add some, or remove the class"
+    why = "one to train on" + (" and one to validate on" if least == 2 else "")
+    name = data.classes[scarce]
+    raise DataError(
+        f"{data.source}: too few training images of the class {name!r}, {found}{where}. It takes {least}, {why}."
+    )
+
+
 def _training_rows(data: ImageData, subset: int | None, seed: int) -> np.ndarray:
     # An array, since fastai divides a list item by item, which takes longer than the first batch.
-    if subset is None or subset == data.n_train:
-        return np.arange(data.n_train)
-    least = math.ceil(len(data.classes) / MIN_VALID_PCT)  # so that every class finds a place in the validation split
-    most = data.n_train - len(data.classes)  # scikit-learn wants one of each class to be left out, too
+    n = data.n_train - data.n_valid
+    if subset is None or subset == n:
+        return np.arange(n)
+    labels, n_classes = data.labels[:n], len(data.classes)
+    # As many as let every class find a place in a validation split of any share; of few images half.
+    least = max(min(math.ceil(n_classes / MIN_VALID_PCT), n // 2), 2 * n_classes)
+    most = n - n_classes  # scikit-learn wants one of each class to be left out, too
+    if least > most:
+        raise UserError(f"subset must be all {n} images, of which there are too few to choose from, not {subset}.")
     if not least <= subset <= most:
-        raise UserError(f"subset must lie between {least} and {most}, or be all {data.n_train} images, not {subset}.")
-    labels = data.labels[: data.n_train]
-    try:
-        rows, _ = train_test_split(np.arange(data.n_train), train_size=subset, stratify=labels, random_state=seed)
-    except ValueError as error:  # a class of one image
-        raise DataError(f"{data.source}: too few training images to draw {subset} of them by class: {error}") from None
+        raise UserError(f"subset must lie between {least} and {most}, or be all {n} images, not {subset}.")
+    if np.bincount(labels, minlength=n_classes).min() < 2:  # scikit-learn cannot draw from such a class
+        raise DataError(
+            f"{data.source}: a class has too few training images, a single one, for a subset. Leave --subset out."
+        )
+    rows, _ = train_test_split(np.arange(n), train_size=subset, stratify=labels, random_state=seed)
     return np.sort(rows)

@@ -1,5 +1,6 @@
 """What can be done with a training that is over: evaluate it again, export it again, judge an export on other images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
 from cifar_fastai.errors import UserError, first_line
 from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
+from cifar_fastai.labels import label_of
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
@@ -91,6 +93,21 @@ def _check_evaluated(folder: Path, metrics: dict) -> None:
         raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
 
 
+def pick_split(data: ImageData, split: str | None) -> tuple[str, ImageData]:
+    """The name of what is to be judged, and it as the test split of an ImageData of its own.
+
+    split: "train", "valid", "test" or "all"; by default the test split where the source has one, else all. Raises UserError
+    if the source has no such split.
+    """
+    splits = data.splits
+    split = split or ("test" if "test" in splits else "all")
+    if split not in splits:
+        there = ", ".join(f"{name} ({len(rows):,} images)" for name, rows in splits.items())
+        raise UserError(f"--split {split}: {data.source} has none. There is: {there}.")
+    rows = splits[split]
+    return split, replace(data, images=data.images[rows], labels=data.labels[rows], n_train=0, n_valid=0, held_out=False)
+
+
 def evaluate_export(export: Export, data: ImageData) -> dict:
     """An export's figures on the test split of any data whose classes it knows by name. Raises UserError."""
     labels = _test_labels(export, data)
@@ -112,7 +129,9 @@ def corrupt_export(export: Export, data: ImageData) -> dict:
 
 def _test_labels(export: Export, data: ImageData) -> np.ndarray:
     """Of the test split, as the export numbers the classes."""
-    if strangers := sorted(set(data.classes) - set(export.classes)):
+    labels = data.labels[data.n_train :]
+    places = {label_of(name): place for place, name in enumerate(export.classes)}
+    if strangers := [name for name in (data.classes[label] for label in np.unique(labels)) if label_of(name) not in places]:
         raise UserError(f"{export.folder} does not know the classes {', '.join(strangers)} of {data.source}.")
-    numbers = np.array([export.classes.index(name) for name in data.classes])
-    return numbers[data.labels[data.n_train :]]
+    numbers = np.array([places.get(label_of(name), -1) for name in data.classes])
+    return numbers[labels]

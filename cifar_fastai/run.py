@@ -238,7 +238,8 @@ def announce(learn: Learner, recipe: Recipe, origin: str, device: str, folder: P
     dls, data = learn.dls, learn.dls.data
     for warning in data.warnings:
         say("warning", warning)
-    counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation, {data.n_test:,} test"
+    own = " (the source's own; --valid-pct is not used)" if data.n_valid else ""
+    counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation{own}, {data.n_test:,} test"
     say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
     cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
     say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device} in {precision(recipe, dls.device)}")

@@ -1,52 +1,62 @@
 """Where images come from: CIFAR-10, a folder or archive of pictures, CIFAR's own batches, scikit-learn's digits.
 
-Every source ends as one `ImageData`: uint8 pixels, labels, class names and a fingerprint, the training split first
-and the test split after it.
+Every source ends as one `ImageData`: uint8 pixels, labels, class names and a fingerprint; the training split first, then
+the validation split, where the source has one, and the test split after them.
 """
 
 import dataclasses
-import errno
 import hashlib
 import io
+import math
 import mmap
 import os
 import pickle
 import sys
-import tarfile
 import time
-import unicodedata
-import zipfile
-import zlib
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from lzma import LZMAError
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cifar_fastai.download import CIFAR10, digests, fetch
-from cifar_fastai.errors import DataError
-from cifar_fastai.images import EXTENSIONS, MAX_BYTES, TOO_LARGE, BadImage, decode_image, fit_image
+from cifar_fastai.download import CIFAR10, fetch
+from cifar_fastai.errors import DataError, first_line
+from cifar_fastai.folders import (
+    BATCH_FILES,
+    BATCH_NAMES,
+    SPLIT_WORDS,
+    SPLITS,
+    Folder,
+    Layout,
+    Tar,
+    Zip,
+    count_and_name,
+    list_folder,
+    open_archive,
+    shown,
+    sort_out,
+)
+from cifar_fastai.images import MAX_BYTES, BadImage, decode_image, fit_image
+from cifar_fastai.labels import MAX_CLASSES, MAX_NAME, is_label, label_of
 from cifar_fastai.recipes import nearest
 
-SPLITS = ("train", "test")
-BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
-BATCH_NAMES = {"batches.meta", *BATCH_FILES["train"], *BATCH_FILES["test"]}
 BATCH_BYTES = 64_000_000  # more than any of CIFAR's batches
 TEST_SHARE, TEST_SEED = 0.2, 0
-MAX_CLASSES = 1_500  # as many as an export can hold the confusion matrix of
 CHUNK_FILES, CHUNK_BYTES = 512, 4_000_000  # images decoded at once: at most so many, or so much before and after
 PARALLEL_AFTER = 0.5  # seconds; before that, starting processes costs more than it saves
 BLOCK_BYTES = 4_000_000  # of pixels worked on at once
-LAYOUT_HELP = "A folder or archive of images holds train/<class>/<image>, and test/<class>/<image> if you have them."
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images of one size with their labels. Rows `0 … n_train-1` are the training split, the rest the test split."""
+    """Images of one size with their labels.
+
+    Rows `0 … n_train-1` are what a training may look at, the last `n_valid` of them the source's own validation split; the
+    rest is the test split.
+    """
 
     source: str  # "cifar10", "digits", or the name of the file or folder
     images: np.ndarray  # uint8, (rows, size, size, 3)
@@ -56,11 +66,30 @@ class ImageData:
     encoding: str  # how the pixels were stored: "lossless" or a lossy format's name
     n_files: int | None = None  # that were read, where there were several
     sha256: str | None = None  # of the file they came from, where it was one
-    warnings: tuple[str, ...] = field(default=())
+    file_warnings: tuple[str, ...] = ()  # of what was left out or taken otherwise
+    split_warnings: tuple[str, ...] = ()  # of how far the splits can be trusted
+    n_valid: int = 0
+    held_out: bool = False  # whether the source has no test split, and these rows were taken from its training split
+    unfit: str | None = None  # why nothing can be trained on this source
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.file_warnings + self.split_warnings
 
     @property
     def n_test(self) -> int:
         return len(self.images) - self.n_train
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """The rows of each split that the source has, and of "all"."""
+        rows = np.arange(len(self.images))
+        first_valid = self.n_train - self.n_valid
+        train, valid, test = rows[:first_valid], rows[first_valid : self.n_train], rows[self.n_train :]
+        if self.held_out:
+            train, test = np.concatenate([train, test]), test[:0]
+        found = {"train": train, "valid": valid, "test": test, "all": rows}
+        return {name: part for name, part in found.items() if len(part)}
 
     @property
     def size(self) -> int:
@@ -75,9 +104,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over pixels, labels, class names and the place of the split: equal data, equal fingerprint."""
+        """sha256 over pixels, labels, class names and the places of the splits: equal data, equal fingerprint."""
         shape = (len(self.images), *self.images[0].shape)
-        digest = hashlib.sha256(repr((self.classes, self.n_train, shape)).encode())
+        own = (self.n_valid,) if self.n_valid else ()
+        digest = hashlib.sha256(repr((self.classes, self.n_train, shape, *own)).encode())
         digest.update(np.ascontiguousarray(self.labels).data)
         for block in self.blocks():
             digest.update(block.data)
@@ -85,9 +115,10 @@ class ImageData:
 
     @cached_property
     def channel_stats(self) -> list[list[float]]:
-        """Mean and standard deviation of red, green and blue over the training split, in units of the full range."""
+        """Mean and standard deviation of red, green and blue over the training split (over all, if there is
+        none), in units of the full range."""
         counts = np.zeros((3, 256))
-        for block in self.blocks(slice(self.n_train)):
+        for block in self.blocks(slice(self.n_train - self.n_valid or None)):
             for channel in range(3):
                 counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
         shares = counts / counts.sum(axis=1, keepdims=True)
@@ -97,26 +128,27 @@ class ImageData:
         return [means.tolist(), np.sqrt(np.maximum(variances, 1 / 255**2)).tolist()]
 
 
-def read_data(source: str | os.PathLike, size: int = 32) -> ImageData:
+def read_data(source: str | os.PathLike, size: int = 32, labelled: bool = False) -> ImageData:
     """Read `source` from where it lies, its images fitted to `size` x `size` pixels.
 
-    `source` is "cifar10" (downloaded once into the user's cache folder), "digits" (scikit-learn's, no network), a
-    folder or a .tgz or .zip of a folder `train/<class>/*, test/<class>/*`, `cifar-10-python.tar.gz`, or an extracted
-    `cifar-10-batches-py` folder. Raises DataError.
+    `source` is "cifar10" (downloaded once into the user's cache folder), "digits" (scikit-learn's, no network), a folder, a
+    tar or a zip of `train/<class>/*, valid/<class>/*, test/<class>/*`, `cifar-10-python.tar.gz`, or an extracted
+    `cifar-10-batches-py` folder. labelled: what cannot be trained on will do too, `unfit` of it then says why: a source
+    without train/, or plain folders of classes. Raises DataError.
     """
-    data = read_rows(source, size)
+    data = read_rows(source, size, labelled)
     return dataclasses.replace(data, images=np.stack(data.images))
 
 
-def read_rows(source: str | os.PathLike, size: int) -> ImageData:
+def read_rows(source: str | os.PathLike, size: int, labelled: bool = False) -> ImageData:
     """As `read_data`, but `images` is a list of single images, which can be written out without a second copy."""
     if source == "cifar10":
         path = fetch(CIFAR10, cache_folder(), first=os.environ.get("CIFAR10_MIRROR"))
-        return dataclasses.replace(_from_archive(path, size), source="cifar10")
+        return dataclasses.replace(_from_files(open_archive(path), size, labelled), source="cifar10")
     if source == "digits":
         return _digits(size)
     path = existing_path(source)
-    return _from_folder(path, size) if path.is_dir() else _from_archive(path, size)
+    return _from_files(Folder(path, list_folder(path)) if path.is_dir() else open_archive(path), size, labelled)
 
 
 def existing_path(source: str | os.PathLike) -> Path:
@@ -144,67 +176,95 @@ def _digits(size: int) -> ImageData:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    train, test = _hold_out(np.arange(len(digits.target)), digits.target)
+    train, test = _hold_out(digits.target)
     rows = np.concatenate([train, test])
     small = (digits.images[rows] * (255 / 16)).round().astype(np.uint8)  # 8 x 8, values 0 to 16
     resized = (Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small)
     images = [np.repeat(np.asarray(image)[..., None], 3, axis=2) for image in resized]
-    labels = digits.target[rows].astype(np.int64)
-    return ImageData("digits", images, labels, tuple(map(str, digits.target_names)), len(train), "lossless")
+    labels, classes = digits.target[rows].astype(np.int64), tuple(map(str, digits.target_names))
+    return _with_copies_told(ImageData("digits", images, labels, classes, len(train), "lossless"))
 
 
-def _hold_out(items, labels) -> tuple:
-    """(training items, test items), for sources that come undivided: a fifth of each class, always the same."""
+def _hold_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of (training, test) images, for sources that come undivided: a fifth of each class, always the same; of very
+    small ones an image of each class. Each class has at least two images."""
     from sklearn.model_selection import train_test_split
 
-    return train_test_split(items, test_size=TEST_SHARE, stratify=labels, random_state=TEST_SEED)
+    if math.ceil(TEST_SHARE * len(labels)) < len(np.unique(labels)):
+        test = one_of_each_class(labels, TEST_SEED)
+        return np.setdiff1d(np.arange(len(labels)), test), test
+    return train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=TEST_SEED)
+
+
+def one_of_each_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """The place of one image of each class, drawn by chance."""
+    random = np.random.default_rng(seed)
+    return np.array([random.choice(np.flatnonzero(labels == label)) for label in np.unique(labels)])
+
+
+def _with_copies_told(data: ImageData, name: Callable[[int], str] | None = None) -> ImageData:
+    """The data with a warning for each two splits that have images in common, to the last pixel. name: of the file in a
+    row."""
+    digests = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in data.images]
+    first_valid = data.n_train - data.n_valid
+    bounds = {"train": (0, first_valid), "valid": (first_valid, data.n_train), "test": (data.n_train, len(digests))}
+    told: list[str] = []
+    for split, other in (("test", "train"), ("test", "valid"), ("valid", "train")):
+        start, stop = bounds[split]
+        known = set(digests[slice(*bounds[other])])
+        word, other_word = SPLIT_WORDS[split], SPLIT_WORDS[other]
+        copies = [name(row) if name else f"number {row - start}" for row in range(start, stop) if digests[row] in known]
+        what = f"of {stop - start} {word} images are also {other_word} images, which makes the {word} accuracy too high"
+        told += count_and_name(what, copies)
+    return dataclasses.replace(data, split_warnings=(*data.split_warnings, *told))
 
 
 # --- files, wherever they lie ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file in a folder or an archive. Nothing of it is in memory yet."""
-
-    path: PurePosixPath  # within the folder or archive
-    size: int  # bytes, as announced
-    open: Callable
-    progress: float  # share of the source that lies before it
-
-    def read(self, limit: int) -> bytes:
-        """Its bytes. Raises BadImage if there are more than `limit`, however few were announced."""
-        if self.size <= limit:
-            with self.open() as file:
-                data = file.read(limit + 1)
-            if len(data) <= limit:
-                return data
-        raise BadImage(TOO_LARGE)
+def _from_files(files: Folder | Tar | Zip, size: int, labelled: bool) -> ImageData:
+    with _progress(f"listing {files.name}") as show:
+        layout = sort_out(files.entries(show), files.name, labelled)
+    if layout.batches:
+        found = _read_all(files, layout.batches, BATCH_BYTES)
+        return _from_batches({layout.batches[number]: content for number, content in found}, files, size)
+    _check_names(layout.classes(), files.name)
+    if layout.unfit and not labelled:
+        raise DataError(f"--data {files.name}: {layout.unfit}")
+    pictures = _Pictures(layout, size)
+    pictures.add_all(_read_all(files, layout.images, MAX_BYTES))
+    return _from_pictures(pictures, files, labelled)
 
 
-def _from_files(files: Iterable[_File], source: str, size: int, sha256: str | None = None) -> ImageData:
-    """Sort what comes into CIFAR's batches and pictures."""
-    batches, pictures = {}, _Pictures(size)
+def _read_all(files: Folder | Tar | Zip, wanted: dict, limit: int) -> Iterator[tuple[int, bytes | BadImage]]:
+    with _progress(f"reading {files.name}") as show:
+        for place, found in enumerate(files.contents(wanted, limit)):
+            if place % 50 == 0:
+                show(place / len(wanted))
+            yield found
 
-    def images(show):
-        for number, file in enumerate(files):
-            if number % 50 == 0:
-                show(file.progress)
-            folders, name = file.path.parts[:-1], file.path.name
-            if name in BATCH_NAMES:
-                batches[name] = _bytes_of_batch(file, source)
-            elif name.startswith("."):
-                continue
-            elif len(folders) >= 2 and folders[-2] in SPLITS:
-                yield file
-            elif not set(SPLITS).isdisjoint(folders) and file.path.suffix.lower() in EXTENSIONS:
-                pictures.misplaced.append(str(file.path))
 
-    with _progress(f"reading {source}") as show:
-        pictures.add_all(images(show))
-    if batches:
-        return _from_batches(batches, source, size, sha256)
-    return _from_pictures(pictures, source, sha256)
+def check_rows(data: ImageData) -> None:
+    """Raises DataError for what would fail during a training, or after it."""
+    if data.images.dtype != np.uint8 or data.images.ndim != 4 or data.images.shape[1:] != (data.size, data.size, 3):
+        found = f"{data.images.dtype} of {data.images.shape}"
+        raise DataError(f"{data.source}: images are uint8 of the shape (rows, size, size, 3), not {found}.")
+    wrong = data.labels[(data.labels < 0) | (data.labels >= len(data.classes))]
+    if len(data.labels) != len(data.images) or len(wrong):
+        raise DataError(f"{data.source}: each image has a label of 0 to {len(data.classes) - 1}, its place in classes.")
+    _check_names(data.classes, data.source)
+
+
+def _check_names(classes: Iterable[str], source: str) -> None:
+    """Raises DataError for what an export would refuse after the training."""
+    for name in sorted(classes):
+        if not is_label(name):
+            reason = "it holds control characters or is no UTF-8"
+            if not name or len(name) > MAX_NAME:
+                reason = f"it has {len(name)} letters, where {MAX_NAME} fit into an export" if name else "it is empty"
+            raise DataError(f"--data {source}: rename the class {shown(repr(name))}: {reason}.")
+    if len(set(classes)) > MAX_CLASSES:
+        raise DataError(f"--data {source}: {len(set(classes))} classes, where an export holds {MAX_CLASSES} at most.")
 
 
 @contextmanager
@@ -227,87 +287,6 @@ def _progress(what: str):
             print(f"{what}: about {seconds / max(share, 1e-3):.0f} seconds", file=sys.stderr, flush=True)
 
     yield show
-
-
-def _from_folder(folder: Path, size: int) -> ImageData:
-    listing = list_folder(folder)
-
-    def files():
-        for number, (path, stat) in enumerate(listing):
-            yield _File(PurePosixPath(path), stat.st_size, partial(open, folder / path, "rb"), number / len(listing))
-
-    try:
-        return _from_files(files(), _printable(folder.resolve().name), size)
-    except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from None
-
-
-def list_folder(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Every file in a folder, by path from there, sorted; links are followed. Raises DataError."""
-    found = []
-
-    def walk(path: Path, prefix: str, above: tuple):
-        about, entries = path.stat(), sorted(os.scandir(path), key=lambda entry: entry.name)
-        here = (about.st_dev, about.st_ino)
-        if here in above:
-            return  # a link that leads back
-        if path.parent.name in SPLITS and all(entry.name.startswith(".") for entry in entries):
-            raise DataError(f"{path} is a class without images: put some in, or remove the folder.")
-        for entry in entries:
-            if entry.is_dir():
-                walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
-            elif entry.is_file():
-                found.append((prefix + entry.name, entry.stat()))
-            elif entry.is_symlink():
-                raise FileNotFoundError(errno.ENOENT, "the link leads nowhere", entry.path)
-
-    try:
-        walk(folder, "", ())
-    except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
-    return found
-
-
-def _files_in_tar(path: Path) -> Iterator[_File]:
-    # Members are read in memory and nothing is written, so hostile names and links in an archive have no effect.
-    length = path.stat().st_size
-    with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
-        for member in archive:
-            if member.isfile() or member.islnk() or member.issym():
-                read = partial(archive.extractfile, member) if member.isfile() else _refuse_link
-                yield _File(PurePosixPath(member.name), member.size, read, file.tell() / length)
-        # tarfile stops at the end mark, or at a header it cannot read. What follows tells which, and ends with gzip's CRC.
-        while rest := archive.fileobj.read(BLOCK_BYTES):
-            if any(rest):
-                raise tarfile.ReadError("a header in it cannot be read")
-
-
-def _refuse_link():
-    raise BadImage("A link.")
-
-
-def _files_in_zip(path: Path) -> Iterator[_File]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        for number, member in enumerate(members):
-            if not member.is_dir():
-                name = PurePosixPath(member.filename)
-                yield _File(name, member.file_size, partial(archive.open, member), number / len(members))
-
-
-def _from_archive(path: Path, size: int) -> ImageData:
-    try:
-        if zipfile.is_zipfile(path):
-            files = _files_in_zip(path)
-        elif tarfile.is_tarfile(path):
-            files = _files_in_tar(path)
-        else:
-            raise DataError(f"--data {path}: neither a tar nor a zip archive, or a damaged one. {LAYOUT_HELP}")
-        return _from_files(files, _printable(path.name), size, *digests(path, "sha256"))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, LZMAError, RuntimeError) as error:
-        if getattr(error, "errno", None):
-            raise DataError(f"--data {path}: it cannot be read: {error.strerror}.") from None
-        raise DataError(f"--data {path}: the archive is damaged ({error}). Fetch it again.") from None
 
 
 # --- CIFAR's own batches -----------------------------------------------------------------------------------------
@@ -333,31 +312,64 @@ def _read_batch(data: bytes) -> dict:
     return batch
 
 
-def _bytes_of_batch(file: _File, source: str) -> bytes:
-    try:
-        return file.read(BATCH_BYTES)
-    except BadImage:
-        raise DataError(f"--data {source}: {file.path} is no batch of CIFAR-10's; it is far too large.") from None
-
-
-def _from_batches(content: dict[str, bytes], source: str, size: int, sha256: str | None) -> ImageData:
-    n_files = len(content)
+def _from_batches(content: dict[str, bytes | BadImage], files: Folder | Tar | Zip, size: int) -> ImageData:
+    source, n_files = files.name, len(content)
     if missing := sorted(BATCH_NAMES - content.keys()):
         raise DataError(f"--data {source}: {', '.join(missing)} missing from CIFAR-10's batches. Fetch them again.")
     images, labels, n_rows = [], [], {}
-    try:
-        classes = tuple(_read_batch(content["batches.meta"])["label_names"])
-        for split in SPLITS:
-            batches = [_read_batch(content.pop(name)) for name in BATCH_FILES[split]]
-            for batch in batches:
-                images += list(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels += [np.asarray(batch["labels"], dtype=np.int64) for batch in batches]
-            n_rows[split] = sum(len(batch["labels"]) for batch in batches)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise DataError(f"--data {source}: CIFAR-10's batches are damaged ({error}). Fetch them again.") from None
+    classes = _parsed("batches.meta", content, source, _class_names)
+    _check_names(classes, source)
+    for split, names in BATCH_FILES.items():
+        for name in names:
+            pixels, numbers = _parsed(name, content, source, lambda batch: _rows(batch, len(classes)))
+            images += list(pixels)
+            labels.append(numbers)
+        n_rows[split] = sum(map(len, labels)) - sum(n_rows.values())
+    numbers = np.concatenate(labels)
+    if absent := sorted(set(range(len(classes))) - set(numbers[: n_rows["train"]].tolist())):
+        raise DataError(f"--data {source}: no training image in CIFAR-10's batches is of the class {classes[absent[0]]!r}.")
     if size != 32:
         images = [np.asarray(fit_image(decode_image(image), size)) for image in images]
-    return ImageData(source, images, np.concatenate(labels), classes, n_rows["train"], "lossless", n_files, sha256)
+    data = ImageData(source, images, numbers, classes, n_rows["train"], "lossless", n_files, files.sha256)
+    return _with_copies_told(data)
+
+
+def _parsed(name: str, content: dict[str, bytes | BadImage], source: str, parse: Callable):
+    """What `parse` makes of the dictionary in a file, whose bytes are then let go. Raises DataError."""
+    data = content.pop(name)
+    if isinstance(data, BadImage):
+        raise DataError(f"--data {source}: {name} is no batch of CIFAR-10's; it is far too large.")
+    try:
+        return parse(_read_batch(data))
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise DataError(
+            f"--data {source}: CIFAR-10's batches are damaged ({name}: {shown(reason)}). Fetch them again."
+        ) from None
+
+
+def _class_names(meta: dict) -> tuple[str, ...]:
+    names = meta["label_names"]
+    if type(names) not in (list, tuple) or len(names) < 2 or not all(type(name) is str for name in names):
+        raise ValueError("label_names is no list of at least two names")
+    classes = tuple(map(label_of, names))
+    if len(set(classes)) < len(classes):
+        raise ValueError("label_names holds a name twice")
+    return classes
+
+
+def _rows(batch: dict, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 32, 32, 3) and labels (N,) of a batch, if it is one to the letter."""
+    data, labels = batch["data"], batch["labels"]
+    if type(data) is not np.ndarray or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
+        raise ValueError(f"its data are no rows of {3 * 32 * 32} bytes")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    if type(labels) not in (list, tuple) or not len(labels) == len(data) > 0:
+        raise ValueError(f"it has not one label for each of its {len(data)} images")
+    if wrong := [label for label in labels if type(label) is not int or not 0 <= label < n_classes]:
+        raise ValueError(f"the label {wrong[0]!r} is none of 0 to {n_classes - 1}")
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)
 
 
 # --- folders of pictures -----------------------------------------------------------------------------------------
@@ -365,49 +377,52 @@ def _from_batches(content: dict[str, bytes], source: str, size: int, sha256: str
 
 @dataclass
 class _Pictures:
-    """Decoded pictures by split, as (path, pixels), and what was not one."""
+    """Decoded pictures by split, as (path, class, pixels)."""
 
+    layout: Layout
     size: int
-    splits: dict[str, list[tuple[PurePosixPath, np.ndarray]]] = field(default_factory=lambda: {"train": [], "test": []})
-    passed_over: list[str] = field(default_factory=list)
-    misplaced: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    splits: dict[str, list[tuple[PurePosixPath, str, np.ndarray]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add_all(self, files: Iterable[_File]) -> None:
-        for paths, (pixels, reasons) in _decoded(self._chunks(files), self.size):
-            for path, image, reason in zip(paths, _on_own_pages(pixels), reasons, strict=True):
+    def add_all(self, contents: Iterable[tuple[int, bytes | BadImage]]) -> None:
+        for numbers, (pixels, reasons) in _decoded(self._chunks(contents), self.size):
+            for number, image, reason in zip(numbers, _on_own_pages(pixels), reasons, strict=True):
                 if reason:
-                    self.damaged.append(f"{path} ({reason})")
+                    self._leave_out(number, reason)
                 else:
-                    self.splits[path.parts[-3]].append((path, image))
+                    split, label = self.layout.images[number]
+                    self.splits[split].append((self.layout.entries[number].path, label, image))
 
-    def _chunks(self, files: Iterable[_File]) -> Iterator[tuple[list[PurePosixPath], list[bytes]]]:
-        paths, contents, n_bytes = [], [], 0
-        for file in files:
-            if file.path.suffix.lower() not in EXTENSIONS:
-                self.passed_over.append(str(file.path))
+    def _chunks(self, contents: Iterable[tuple[int, bytes | BadImage]]) -> Iterator[tuple[list[int], list[bytes]]]:
+        numbers, chunk, n_bytes = [], [], 0
+        for number, content in contents:
+            if isinstance(content, BadImage):
+                self._leave_out(number, str(content))
                 continue
-            try:
-                contents.append(file.read(MAX_BYTES))
-            except BadImage as error:
-                self.damaged.append(f"{file.path} ({error})")
-                continue
-            paths.append(file.path)
-            n_bytes += len(contents[-1]) + 3 * self.size**2
-            if len(paths) == CHUNK_FILES or n_bytes > CHUNK_BYTES:
-                yield paths, contents
-                paths, contents, n_bytes = [], [], 0
-        if paths:
-            yield paths, contents
+            numbers.append(number)
+            chunk.append(content)
+            n_bytes += len(content) + 3 * self.size**2
+            if len(numbers) == CHUNK_FILES or n_bytes > CHUNK_BYTES:
+                yield numbers, chunk
+                numbers, chunk, n_bytes = [], [], 0
+        if numbers:
+            yield numbers, chunk
 
-    def hold_out_test(self, source: str) -> None:
-        """Make the test split of a fifth of each class of the training split."""
+    def _leave_out(self, number: int, reason: str) -> None:
+        self.layout.unreadable[self.layout.images[number]].append(f"{self.layout.entries[number].path} ({reason})")
+
+    def hold_out_test(self) -> None:
+        """Make the test split of a fifth of each class of the training split. Raises ValueError if there are too few."""
         found = sorted(self.splits["train"], key=lambda picture: picture[0])
-        names = [path.parts[-2] for path, _ in found]
-        try:
-            self.splits["train"], self.splits["test"] = _hold_out(found, names)
-        except ValueError as error:  # scikit-learn's: a class of one image
-            raise DataError(f"--data {source}: no test/, and too few images to hold some out: {error}") from None
+        labels = np.array([label for _, label, _ in found])
+        needed = 2 if self.splits["valid"] else 3  # one to train on, one to test on, and one to validate on
+        parts = _hold_out(labels) if min(Counter(labels.tolist()).values()) > 1 else ([], [])
+        left = Counter(labels[parts[0]].tolist())
+        scarce, n = min(Counter(labels.tolist()).items(), key=lambda pair: (left[pair[0]], pair[1]))
+        if left[scarce] < needed - 1:
+            raise ValueError(
+                f"no test/, and too few images to hold some out: of {scarce!r} there are {n}, and it takes {needed}"
+            )
+        self.splits["train"], self.splits["test"] = ([found[place] for place in places] for places in parts)
 
 
 def _decode_chunk(contents: list[bytes], size: int) -> tuple[np.ndarray, list[str | None]]:
@@ -459,55 +474,82 @@ def _on_own_pages(pixels: np.ndarray) -> np.ndarray:
     return pages
 
 
-def _from_pictures(pictures: _Pictures, source: str, sha256: str | None) -> ImageData:
-    if not pictures.splits["train"]:
-        reason = f" that can be read: {pictures.damaged[0]}" if pictures.damaged else ""
-        raise DataError(f"--data {source}: no images in train/{reason}. {LAYOUT_HELP}")
-    warnings = _count_and_name("not an image file, passed over", pictures.passed_over)
-    warnings += _count_and_name("unreadable, left out", pictures.damaged)
-    warnings += _count_and_name("not in train/<class>/ or test/<class>/, left out", pictures.misplaced)
-    if not pictures.splits["test"]:
-        pictures.hold_out_test(source)
-        n_test = len(pictures.splits["test"])
-        warnings += (f"no images in test/: {n_test} of train/ are held out as the test split, always the same ones",)
-    names = {split: {path.parts[-2] for path, _ in found} for split, found in pictures.splits.items()}
-    if strangers := sorted(names["test"] - names["train"]):
-        raise DataError(f"--data {source}: classes in test/ without images in train/: {', '.join(strangers)}.")
-    classes = tuple(sorted(names["train"]))
-    if rulers := [name for name in classes if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]:
-        raise DataError(f"--data {source}: rename the class {rulers[0]!r}: it holds control characters or is no UTF-8.")
-    if len(classes) > MAX_CLASSES:
-        raise DataError(f"--data {source}: {len(classes)} classes, where an export holds {MAX_CLASSES} at most.")
-    if len(classes) < 2:
-        raise DataError(f"--data {source}: train/ holds only the class {classes[0]!r}; it takes two to classify.")
+def _from_pictures(pictures: _Pictures, files: Folder | Tar | Zip, labelled: bool) -> ImageData:
+    source, layout, splits = files.name, pictures.layout, pictures.splits
+    if not (splits["train"] or labelled) or not any(splits.values()):
+        reasons = [f"no images in train/ that can be read: {shown(each[0])}." for each in layout.unreadable.values()]
+        raise DataError(f"--data {source}: {(reasons or [layout.unfit])[0]}")
+    told: list[str] = []
+    held_out = False
+    if splits["train"] and not splits["test"] and not layout.unfit:
+        try:
+            pictures.hold_out_test()
+            held_out = True
+            n_test = len(splits["test"])
+            told.append(f"no images in test/: {n_test} of train/ are held out as the test split, always the same ones")
+        except ValueError as error:
+            layout.refuse_to_train(f"{error}.")
+    _check_classes(pictures)
+    if layout.unfit and not labelled:
+        raise DataError(f"--data {source}: {layout.unfit}")
 
-    train, test = (_in_original_order(pictures.splits[split]) for split in SPLITS)
-    images = [pixels for _, pixels in train + test]
+    names = {split: {label for _, label, _ in splits[split]} for split in SPLITS}
+    for split in ("valid", "test"):
+        if names[split]:
+            told += count_and_name(f"classes of train/ not in {split}/", sorted(names["train"] - names[split]))
+    rows = [picture for split in SPLITS for picture in _in_original_order(splits[split])]
+    classes = tuple(sorted({label for _, label, _ in rows}))
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[path.parts[-2]] for path, _ in train + test], dtype=np.int64)
-    encoding = _encoding({path.suffix.lower() for path, _ in train + test})
-    return ImageData(source, images, labels, classes, len(train), encoding, len(images), sha256, warnings)
+    data = ImageData(
+        source,
+        images=[pixels for _, _, pixels in rows],  # type: ignore[arg-type]  # stacked when they are written or mapped
+        labels=np.array([numbers[label] for _, label, _ in rows], dtype=np.int64),
+        classes=classes,
+        n_train=len(splits["train"]) + len(splits["valid"]),
+        n_valid=len(splits["valid"]),
+        encoding=_encoding({path.suffix.lower() for path, _, _ in rows}),
+        n_files=len(rows),
+        sha256=files.sha256,
+        file_warnings=(*layout.warnings(), *_look_alikes(classes)),
+        split_warnings=tuple(told),
+        held_out=held_out,
+        unfit=layout.unfit,
+    )
+    return _with_copies_told(data, lambda row: str(rows[row][0]))
+
+
+def _check_classes(pictures: _Pictures) -> None:
+    """Note why the classes cannot be trained on, now that it is known what can be read."""
+    layout, names = pictures.layout, {split: {label for _, label, _ in pictures.splits[split]} for split in SPLITS}
+    strangers = sorted((names["valid"] | names["test"]) - names["train"])
+    if strangers:
+        where = " and ".join(f"{split}/" for split in ("valid", "test") if names[split] - names["train"])
+        reasons = [layout.unreadable["train", name][0] for name in strangers if ("train", name) in layout.unreadable]
+        reason = f" (of which {shown(reasons[0])} cannot be read)" if reasons else ""
+        layout.refuse_to_train(f"classes in {where} without images in train/: {shown(', '.join(strangers))}{reason}.")
+    for split, label in layout.unreadable:
+        if label not in names[split]:
+            reasons = layout.unreadable[split, label]
+            words = f"none of the {len(reasons)} images of the class {label!r} in {split}/ can be read: {shown(reasons[0])}"
+            layout.refuse_to_train(f"{words}. Put it right, or remove the folder.")
+    if len(names["train"]) == 1:
+        layout.refuse_to_train(f"only the class {min(names['train'])!r} in train/; it takes two to classify.")
+
+
+def _look_alikes(classes: Iterable[str]) -> list[str]:
+    same = defaultdict(list)
+    for name in classes:
+        same[name.casefold()].append(name)
+    return [f"classes that differ in case alone: {shown(', '.join(names))}" for names in same.values() if len(names) > 1]
 
 
 def _in_original_order(pictures: list) -> list:
     """By number where every name is a different number, as in fast.ai's copy of CIFAR-10; else by path."""
-    stems = [path.stem for path, _ in pictures]
-    numbered = all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems)
+    stems = [path.stem for path, _, _ in pictures]
+    numbered = all(stem.isdecimal() and len(stem) < 100 for stem in stems) and len(set(map(int, stems))) == len(stems)
     return sorted(pictures, key=lambda picture: int(picture[0].stem) if numbered else picture[0])
 
 
 def _encoding(suffixes: set[str]) -> str:
     lossy = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
     return " and ".join(sorted({lossy[suffix] for suffix in suffixes if suffix in lossy})) or "lossless"
-
-
-def _count_and_name(what: str, things: list) -> tuple[str, ...]:
-    if not things:
-        return ()
-    named = ", ".join(map(str, things[:3])) + (" and more" if len(things) > 3 else "")
-    return (_printable(f"{len(things)} {what}: {named}"),)
-
-
-def _printable(name: str) -> str:
-    """`name`, with what is no UTF-8 in it written as an escape."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -66,7 +66,8 @@ def tune(
 
 def without_test_split(data: ImageData) -> ImageData:
     """The training split alone."""
-    return dataclasses.replace(data, images=data.images[: data.n_train], labels=data.labels[: data.n_train])
+    rows = slice(data.n_train)  # validation images included
+    return dataclasses.replace(data, images=data.images[rows], labels=data.labels[rows], held_out=False)
 
 
 def open_study(at: str, name: str, setup: dict):

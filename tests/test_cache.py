@@ -232,6 +232,31 @@ def test_a_source_that_is_not_there(kept):
     assert not kept.exists()
 
 
+def test_one_copy_serves_training_and_judging(pictures, reads):
+    """Also where the test split is held out, and where the source is judged first."""
+    shutil.rmtree(pictures / "test")
+    judged, trained = load_data(pictures, labelled=True), load_data(pictures)
+    assert len(reads) == 1 and trained.n_test == 12
+    assert {name: len(rows) for name, rows in judged.splits.items()} == {"train": 60, "all": 60}
+    (pictures / "train" / "black").mkdir()
+    for _ in range(2):
+        with pytest.raises(DataError, match="train/black is a class without images"):
+            load_data(pictures)
+    before = len(reads)
+    assert load_data(pictures, labelled=True).n_train == 60
+    with pytest.raises(DataError, match="train/black is a class without images"):
+        load_data(pictures)
+    assert len(reads) == before + 1
+
+
+def test_what_is_hidden_does_not_make_a_copy_old(pictures, reads):
+    load_data(pictures)
+    (pictures / "train" / ".ipynb_checkpoints").mkdir()
+    (pictures / "train" / "red" / ".DS_Store").touch()
+    load_data(pictures)
+    assert len(reads) == 1
+
+
 # --- cost --------------------------------------------------------------------------------------------------------
 
 

@@ -196,3 +196,72 @@ def test_test_dl_takes_users_own_items(dls, pictures):
     (x,) = dls.test_dl(files).one_batch()
     assert x.shape == (3, 3, 32, 32)
     assert isinstance(dls.valid.after_item.fs[-1], ToTensor)
+
+
+# --- small and odd data -------------------------------------------------------------------------------------------
+
+
+def noise(counts, n_test=2, **fields):
+    """Images of noise, so many of each class for training."""
+    labels = np.array([label for label, n in enumerate(counts) for _ in range(n)] + list(range(n_test)), dtype=np.int64)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    classes = tuple(f"class{n}" for n in range(len(counts)))
+    return ImageData("noise", images, labels, classes, len(labels) - n_test, "lossless", **fields)
+
+
+@pytest.mark.parametrize("counts", [[10] * 5, [8] * 5, [2] * 5, [30, 3, 3, 2, 2]])
+def test_each_class_of_a_small_set_is_validated(counts):
+    data = noise(counts)
+    dls = dataloaders(data, RECIPE, seed=3)
+    train, valid = rows_of(dls.train), rows_of(dls.valid)
+    assert sorted(train + valid) == list(range(sum(counts)))
+    assert set(data.labels[train]) == set(range(5))
+    assert len(valid) == max(5, -(-sum(counts) // 5))  # the recipe's share is a fifth
+    if sum(counts) <= 25:
+        assert set(data.labels[valid]) == set(range(5))
+
+
+@pytest.mark.parametrize("subset", [20, 30, 35])
+def test_a_subset_of_a_small_set(subset):
+    data = noise([8] * 5)
+    dls = dataloaders(data, get_recipe("classic-sgd", bs=8), subset=subset)
+    rows = rows_of(dls.train) + rows_of(dls.valid)
+    assert len(rows) == len(set(rows)) == subset and max(rows) < 40
+    assert set(data.labels[rows_of(dls.train)]) == set(data.labels[rows_of(dls.valid)]) == set(range(5))
+
+
+@pytest.mark.parametrize(
+    ("counts", "subset", "words"),
+    [
+        ([8] * 5, 19, "subset must lie between 20 and 35, or be all 40 images, not 19"),
+        ([8] * 5, 41, "subset must lie between 20 and 35, or be all 40 images, not 41"),
+        ([2] * 5, 8, "subset must be all 10 images, of which there are too few to choose from, not 8"),
+        ([90, 4, 4], 30, "of the class 'class1', 1 of 4 without --subset: raise it"),
+        ([90, 9, 1], 40, "a single one, for a subset. Leave --subset out"),
+        ([9, 9, 1], None, "too few training images of the class 'class2', 1: add some, or remove the class. It takes 2"),
+        ([9, 9, 0], None, "too few training images of the class 'class2', 0: add some"),
+    ],
+)
+def test_what_cannot_be_divided_is_said_in_words_of_our_own(counts, subset, words):
+    with pytest.raises(UserError, match=words) as error:
+        for seed in range(20):  # some draw leaves a small class with too few
+            dataloaders(noise(counts), RECIPE, seed, subset=subset)
+    assert "member" not in str(error.value) and "n_splits" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": np.array([0, 1, 2, -1])}, "each image has a label of 0 to 1"),
+        ({"labels": np.array([0, 1, 0])}, "each image has a label of 0 to 1"),
+        ({"images": np.zeros((4, 32, 32, 3))}, "images are uint8 of the shape"),
+        ({"images": np.zeros((4, 3, 32, 32), np.uint8)}, "images are uint8 of the shape"),
+        ({"classes": ("a", "x" * 300)}, "it has 300 letters"),
+        ({"classes": ("a", "b\n")}, "it holds control characters"),
+    ],
+)
+def test_data_by_hand_are_checked_before_the_training(change, words):
+    fields = {"source": "mine", "images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.array([0, 1, 0, 1])}
+    fields |= {"classes": ("a", "b"), "n_train": 4, "encoding": "lossless"}
+    with pytest.raises(DataError, match=words):
+        dataloaders(ImageData(**fields | change), RECIPE)

@@ -84,3 +84,76 @@ def test_other_data_is_refused(run, digits_run, tmp_path):
     assert done.returncode == 2 and "does not know the classes blue, green, red" in done.stderr
     done = call_here("evaluate", tmp_path / "nothing", cwd=tmp_path)
     assert done.returncode == 5 and "There is no export at" in done.stderr
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """Digits as files: sixty in train/, twenty in valid/ and twenty in test/, of eight of the ten classes."""
+    from cifar_fastai.cache import load_data
+
+    data = load_data("digits")
+    rows = [row for row in range(len(data.images)) if data.labels[row] < 8][:100]
+    for place, row in enumerate(rows):
+        split = "train" if place < 60 else "valid" if place < 80 else "test"
+        path = tmp_path / "numbers" / split / data.classes[data.labels[row]] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.images[row]).save(path)
+    return tmp_path / "numbers"
+
+
+def accuracy_by_hand(export, folder) -> str:
+    """Of the files below a folder, each by itself."""
+    from cifar_fastai import Classifier
+
+    classifier, paths = Classifier(export), sorted(folder.rglob("*.png"))
+    right = sum(max(found := classifier.predict(path), key=found.get) == path.parent.name for path in paths)
+    return f"accuracy  {right / len(paths):.2%}"
+
+
+@pytest.mark.parametrize("kind", ["folder", "gztar", "zip"])
+def test_an_export_is_judged_on_whatever_has_labels(digits_run, numbers, tmp_path, kind):
+    def judged(folder, *options):
+        source = folder if kind == "folder" else shutil.make_archive(tmp_path / folder.name, kind, folder)
+        done = call_here("evaluate", digits_run.export, "--data", source, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    whole = judged(numbers)
+    assert "data      20 test images of numbers" in whole and accuracy_by_hand(digits_run.export, numbers / "test") in whole
+    assert "  9                recall       -" in whole and "0 images" in whole
+    for split, n, word in (("valid", 20, "validation"), ("train", 60, "training"), ("all", 100, "labelled")):
+        part = numbers if split == "all" else numbers / split
+        out = judged(numbers, "--split", split)
+        assert f"data      {n} {word} images of numbers" in out and accuracy_by_hand(digits_run.export, part) in out
+    plain = judged(numbers / "train")
+    assert (
+        "data      60 labelled images of train" in plain and accuracy_by_hand(digits_run.export, numbers / "train") in plain
+    )
+
+    shutil.rmtree(numbers / "train")
+    assert "data      20 test images of numbers" in judged(numbers)
+    shutil.rmtree(numbers / "test")
+    assert "data      20 labelled images of numbers" in judged(numbers)
+
+
+def test_images_without_a_test_split_are_all_judged(digits_run, numbers, tmp_path):
+    """None is held out, as it would be for a training."""
+    for split in ("valid", "test"):
+        shutil.rmtree(numbers / split)
+    done = call_here("evaluate", digits_run.export, "--data", numbers, cwd=tmp_path)
+    assert "data      60 labelled images of numbers" in done.stdout and "held out" not in done.stdout
+    assert "figures on images that it was trained on are too high" in done.stdout
+    done = call_here("evaluate", digits_run.export, "--data", numbers, "--corruptions", cwd=tmp_path)
+    assert done.returncode == 0 and "60 of 60 test images" in done.stdout
+
+
+def test_what_cannot_be_judged(digits_run, numbers, tmp_path):
+    done = call_here("evaluate", digits_run.export, "--data", "digits", "--split", "valid", cwd=tmp_path)
+    words = "--split valid: digits has none. There is: train (1,437 images), test (360 images), all (1,797 images)."
+    assert done.returncode == 2 and words in done.stderr
+    (numbers / "test" / "7").rename(numbers / "test" / "seven")
+    done = call_here("evaluate", digits_run.export, "--data", numbers, cwd=tmp_path)
+    assert done.returncode == 2 and "does not know the classes seven of numbers" in done.stderr
+    assert call_here("evaluate", digits_run.export, "--data", numbers, "--split", "train", cwd=tmp_path).returncode == 0
+    done = call_here("evaluate", digits_run.folder, "--split", "train", cwd=tmp_path)
+    assert done.returncode == 2 and "--split is for exports" in done.stderr

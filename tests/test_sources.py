@@ -432,6 +432,72 @@ def test_a_hostile_batch_runs_nothing(batches, tmp_path):
     assert not canary.exists()
 
 
+def changed(content: dict, **fields) -> bytes:
+    return pickle.dumps({name: value for name, value in {**content, **fields}.items() if value is not None}, protocol=4)
+
+
+ROWS = np.zeros((10, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("data_batch_2", {"labels": [11] * 10}, "data_batch_2: the label 11 is none of 0 to 9"),
+        ("data_batch_2", {"labels": [-1] * 10}, "the label -1 is none"),
+        ("data_batch_2", {"labels": [True] * 10}, "the label True is none"),
+        ("data_batch_2", {"labels": [1.0] * 10}, r"the label 1\.0 is none"),
+        ("data_batch_2", {"labels": [1 << 70] * 10}, "the label 1180591620717411303424 is none"),
+        ("data_batch_2", {"labels": list(range(9))}, "not one label for each of its 10 images"),
+        ("data_batch_2", {"labels": 3}, "not one label for each"),
+        ("data_batch_2", {"labels": None}, "it has no 'labels'"),
+        ("data_batch_2", {"data": None}, "it has no 'data'"),
+        ("test_batch", {"data": ROWS / 255}, "test_batch: its data are no rows of 3072 bytes"),
+        ("test_batch", {"data": ROWS[:, :3071]}, "no rows of 3072 bytes"),
+        ("test_batch", {"data": ROWS.reshape(10, 3, 32, 32)}, "no rows of 3072 bytes"),
+        ("test_batch", {"data": ROWS.tolist()}, "no rows of 3072 bytes"),
+        ("test_batch", {"data": ROWS.astype(object)}, "no rows of 3072 bytes"),
+        ("test_batch", {"data": ROWS[:0], "labels": []}, "not one label for each of its 0 images"),
+        ("batches.meta", {"label_names": "cat dog"}, r"batches\.meta: label_names is no list"),
+        ("batches.meta", {"label_names": [f"name{n}" for n in range(9)] + [10]}, "label_names is no list"),
+        ("batches.meta", {"label_names": ["name"] * 10}, "label_names holds a name twice"),
+        ("batches.meta", {"label_names": None}, "it has no 'label_names'"),
+        ("batches.meta", {"label_names": [f"name{n}" for n in range(9)] + ["x" * 300]}, "it has 300 letters"),
+        ("batches.meta", {"label_names": [f"name{n}" for n in range(9)] + ["\x1b[2J"]}, "holds control characters"),
+        ("batches.meta", {"label_names": [f"name{n}" for n in range(11)]}, "is of the class 'name10'"),
+    ],
+)
+def test_batches_that_would_fail_later(batches, tmp_path, name, fields, words):
+    copy = shutil.copytree(batches, tmp_path / "copy")
+    (copy / name).write_bytes(changed(pickle.loads((batches / name).read_bytes()), **fields))
+    for source in (copy, as_tar(copy, tmp_path / "copy.tgz")):
+        with pytest.raises(DataError, match=words) as error:
+            read_data(source)
+        assert "\n" not in str(error.value)
+
+
+def test_a_class_that_the_test_batch_lacks(batches, tmp_path):
+    copy = shutil.copytree(batches, tmp_path / "copy")
+    (copy / "test_batch").write_bytes(pickle.dumps({"data": ROWS[:3], "labels": [0, 1, 1]}))
+    data = read_data(copy)
+    assert (data.n_train, data.n_test, data.labels[50:].tolist()) == (50, 3, [0, 1, 1])
+    assert data.warnings == ()
+    (copy / "test_batch").write_bytes((batches / "data_batch_1").read_bytes())
+    words = "10 of 10 test images are also training images, which makes the test accuracy too high: number 0, number 1"
+    assert read_data(copy).warnings[0].startswith(words)
+
+
+def test_batches_that_lie_twice_or_beside_other_things(batches, tmp_path, pictures):
+    shutil.copytree(batches, tmp_path / "both" / "one")
+    shutil.copytree(batches, tmp_path / "both" / "deeper" / "two")
+    shutil.copytree(pictures, tmp_path / "both" / "one" / "pictures")
+    assert read_data(tmp_path / "both").fingerprint == read_data(batches).fingerprint
+    shutil.copytree(batches, tmp_path / "both" / "three")
+    with pytest.raises(DataError, match="one/ and three/ could both be the data set"):
+        read_data(tmp_path / "both")
+    (pictures / "train/red/test_batch").touch()
+    assert read_data(pictures).warnings == ("1 not an image file, passed over: train/red/test_batch",)
+
+
 # --- digits ------------------------------------------------------------------------------------------------------
 
 
