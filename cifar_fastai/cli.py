@@ -193,8 +193,8 @@ def _add_data_argument(parser):
         default=os.environ.get("CIFAR10_DATA") or "auto",
         metavar="SOURCE",
         help="auto (cifar10, but digits where no mirror of it can be reached), cifar10 (downloaded once), digits (no "
-        "network), a folder or .tgz or .zip of train/<class>/*, valid/<class>/* and test/<class>/*, cifar-10-python.tar.gz or "
-        "its extracted folder; $CIFAR10_DATA changes the default",
+        "network), a folder or .tgz or .zip of train/<class>/*, valid/<class>/* and test/<class>/*, "
+        "cifar-10-python.tar.gz or its extracted folder; $CIFAR10_DATA changes the default",
     )
 
 

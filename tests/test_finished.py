@@ -142,7 +142,7 @@ def test_images_without_a_test_split_are_all_judged(digits_run, numbers, tmp_pat
         shutil.rmtree(numbers / split)
     done = call_here("evaluate", digits_run.export, "--data", numbers, cwd=tmp_path)
     assert "data      60 labelled images of numbers" in done.stdout and "held out" not in done.stdout
-    assert "figures on images that it was trained on are too high" in done.stdout
+    assert "trained on images among these, the figures are too high" in done.stdout
     done = call_here("evaluate", digits_run.export, "--data", numbers, "--corruptions", cwd=tmp_path)
     assert done.returncode == 0 and "60 of 60 test images" in done.stdout
 
