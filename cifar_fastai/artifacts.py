@@ -9,6 +9,7 @@ import tempfile
 import unicodedata
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,12 @@ from cifar_fastai.models import MODELS, create_model, familiarity
 from cifar_fastai.sources import MAX_CLASSES
 
 MAX_NAME = 255
+TTA_VIEWS = ("mirror", "shift")  # what test-time augmentation can average over, beside the image itself
 NUMBER = (int, float)
 CONFIG_FIELDS = {  # of config.json, all of them
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,
-    "std": list, "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
+    "std": list, "temperature": float, "unfamiliar_below": float, "tta_views": list, "training": dict, "test": dict,
+    "versions": dict,
 }  # fmt: skip
 TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are shown
     "recipe": str, "data": str, "hardware": str, "n_params": int, "epochs_run": int, "seed": int, "train_seconds": NUMBER,
@@ -116,11 +119,13 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 
 
 def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
-                 unfamiliar_below: float, training: dict, test: dict, versions: dict) -> str:  # fmt: skip
+                 unfamiliar_below: float, training: dict, test: dict, versions: dict,
+                 tta_views: Sequence[str] = TTA_VIEWS) -> str:  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step; returns its digest.
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
     familiarity that an image like the training images has. training, test: figures for config.json and the model card.
+    tta_views: those of TTA_VIEWS that test-time augmentation averages over.
     Raises OSError, with the folder's path.
     """
     from safetensors.torch import save
@@ -130,7 +135,7 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
         "size": size, "input_size": getattr(learn.model, "side", size), "mean": normalize_tfm.mean.flatten().tolist(),
         "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "unfamiliar_below": unfamiliar_below,
-        "training": training, "test": test, "versions": versions,
+        "tta_views": list(tta_views), "training": training, "test": test, "versions": versions,
     }  # fmt: skip
     network = learn.model.cpu().eval()
     export = Export(folder, network, config)
@@ -243,6 +248,8 @@ def _parse_config(data: bytes) -> dict:
     config = parse_json(CONFIG, data)
     check_schema(CONFIG, config)
     config.setdefault("input_size", config.get("size"))  # older exports are of networks that take images as they are
+    if config["schema"] < 4:
+        config.setdefault("tta_views", list(TTA_VIEWS))  # which they all averaged over
     if unknown := sorted(config.keys() - CONFIG_FIELDS.keys()):
         raise ExportError(f"{CONFIG} holds the unknown field {unknown[0]!r}.")
     wrong = _misstated(config, CONFIG_FIELDS) or [
@@ -262,9 +269,13 @@ def _parse_config(data: bytes) -> dict:
         and min(config["std"]) > 0
         and config["temperature"] > 0
         and config["unfamiliar_below"] >= 0
+        and len(set(map(repr, config["tta_views"]))) == len(config["tta_views"])
+        and all(view in TTA_VIEWS for view in config["tta_views"])
     )
     if not sound:
-        raise ExportError(f"{CONFIG} holds impossible names, classes, size, mean, std, temperature or unfamiliar_below.")
+        raise ExportError(
+            f"{CONFIG} holds impossible names, classes, size, mean, std, temperature, unfamiliar_below or tta_views."
+        )
     if wrong := _misstated_tables(config["test"], classes):
         raise ExportError(f"{CONFIG} misstates: {', '.join(wrong)}.")
     return config

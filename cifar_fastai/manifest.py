@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cifar_fastai.errors import ExportError, UserError
 
-SCHEMA = 3  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below
+SCHEMA = 4  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below, 4 tta_views
+READ_SCHEMAS = (3, 4)
 WEIGHTS, CONFIG, PROBE, PICKLE, CARD, ONNX, MANIFEST = (
     "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "model.onnx", "MANIFEST.json",
 )  # fmt: skip
@@ -93,8 +94,9 @@ def _listed(manifest: dict) -> dict[str, dict]:
 
 def check_schema(name: str, content: dict) -> None:
     """Raises ExportError for a file that another version wrote."""
-    if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
-        raise ExportError(f"{name} has schema {content.get('schema')!r}; this version reads {SCHEMA}.")
+    if type(content.get("schema")) is not int or content["schema"] not in READ_SCHEMAS:
+        read = " and ".join(map(str, READ_SCHEMAS))
+        raise ExportError(f"{name} has schema {content.get('schema')!r}; this version reads {read}.")
 
 
 def parse_json(name: str, data: bytes) -> dict:

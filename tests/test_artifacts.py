@@ -10,7 +10,7 @@ import fastai.learner
 import numpy as np
 import pytest
 import torch
-from conftest import Canary, call, call_here
+from conftest import ROOT, Canary, call, call_here
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -206,6 +206,28 @@ def test_an_export_without_room(export, missing):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(export) and caught.value.errno in NO_ROOM
     assert load_export(export).config == config and [*export.parent.iterdir()] == [export]
+
+
+def test_views_of_test_time_augmentation(export):
+    assert load_export(export).config["tta_views"] == ["mirror", "shift"]
+    edit_config(export, tta_views=["shift"])
+    assert load_export(export).config["tta_views"] == ["shift"]
+    for wrong in (["shift", "shift"], ["rotate"], [["shift"]], "shift", None):
+        edit_config(export, tta_views=wrong)
+        with pytest.raises(ExportError, match="tta_views"):
+            load_export(export)
+
+
+def test_an_export_of_schema_3_has_all_views(export):
+    config = json.loads((export / "config.json").read_text())
+    del config["tta_views"]
+    (export / "config.json").write_text(json.dumps(config))
+    write_manifest(export)
+    with pytest.raises(ExportError, match="tta_views"):
+        load_export(export)
+    edit_config(export, schema=3)
+    assert load_export(export).config["tta_views"] == ["mirror", "shift"]
+    assert load_export(ROOT / "exports" / "cifar10").config["schema"] == 3
 
 
 # --- what must be refused ----------------------------------------------------------------------------------------
