@@ -4,10 +4,12 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line
-from cifar_fastai.labels import MAX_CLASSES, is_label
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -27,31 +28,16 @@ from cifar_fastai.manifest import (
     SHA256,
     WEIGHTS,
     Sealed,
+    check_is_export,
     check_schema,
     open_sealed,
     parse_json,
-    to_json,
     write_manifest,
 )
-from cifar_fastai.models import MODELS, create_model, familiarity
+from cifar_fastai.models import MODELS, create_model, familiarity, misfit
+from cifar_fastai.recipes import NAME
+from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, shown, written
 
-NUMBER = (int, float)
-CONFIG_FIELDS = {  # of config.json, all of them
-    "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,
-    "std": list, "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
-}  # fmt: skip
-TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are shown
-    "recipe": str, "data": str, "hardware": str, "n_params": int, "epochs_run": int, "seed": int, "train_seconds": NUMBER,
-}  # fmt: skip
-TEST_FIELDS = {
-    "test_accuracy": NUMBER, "test_accuracy_tta": NUMBER, "test_accuracy_interval": list, "test_loss": NUMBER,
-    "ece": NUMBER, "false_alarm_rate": NUMBER, "per_class": dict, "confusion_matrix": list, "risk_coverage": list,
-}  # fmt: skip
-ROW_FIELDS: dict[str, dict] = {  # of each row of the tables in "test"; those of "per_class" go by the names of the classes
-    "per_class": {"recall": NUMBER, "precision": NUMBER, "support": int},
-    "risk_coverage": {"threshold": NUMBER, "coverage": NUMBER, "accuracy": (*NUMBER, type(None))},
-    "reliability": {"count": int, "confidence": NUMBER, "accuracy": NUMBER},  # older exports have none
-}  # fmt: skip
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
 PROBE_PARTS = ("images", "probabilities", "scores")
@@ -114,12 +100,14 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 
 
 def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
-                 unfamiliar_below: float, training: dict, test: dict, versions: dict) -> str:  # fmt: skip
+                 unfamiliar_below: float, training: dict, test: dict, versions: dict,
+                 tta_views: Sequence[str] = TTA_VIEWS) -> str:  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step; returns its digest.
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
     familiarity that an image like the training images has. training, test: figures for config.json and the model card.
-    Raises OSError, with the folder's path.
+    tta_views: those of TTA_VIEWS that test-time augmentation averages over.
+    Raises OSError, with the folder's path, and UserError if something else than an export is there.
     """
     from safetensors.torch import save
 
@@ -128,8 +116,10 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
         "size": size, "input_size": getattr(learn.model, "side", size), "mean": normalize_tfm.mean.flatten().tolist(),
         "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "unfamiliar_below": unfamiliar_below,
-        "training": training, "test": test, "versions": versions,
+        "tta_views": list(tta_views), "training": training, "test": test, "versions": versions,
     }  # fmt: skip
+    check_replaceable(folder)
+    config_file = written(ExportConfig, str(folder / CONFIG), config)
     network = learn.model.cpu().eval()
     export = Export(folder, network, config)
     probe = probe_images(config["size"])
@@ -143,7 +133,7 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
             scratch = Path(made)
             (scratch / WEIGHTS).write_bytes(save(weights))
-            (scratch / CONFIG).write_bytes(to_json(config))
+            (scratch / CONFIG).write_bytes(config_file)
             (scratch / PROBE).write_bytes(probe_file.getvalue())
             (scratch / CARD).write_text(model_card(config), encoding="utf-8")
             _export_pickle(export, scratch / PICKLE)
@@ -162,7 +152,44 @@ def _export_pickle(export: Export, path: Path) -> None:
         raise OSError(errno.ENOSPC, first_line(error)) from None
 
 
+def check_target(exports: Path, name: str, n_bytes: int = 0) -> Path:
+    """The folder in `exports` that an export called `name` is to be written to.
+
+    n_bytes: that it takes. Raises UserError for what would hinder it: another thing of that name, no leave to write there,
+    no room. To be called before the work that an export is the end of.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"An export cannot be called {shown(name)}: use up to 100 letters, digits, '.', '_' and '-'.")
+    check_replaceable(exports / name)
+    place = exports
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=f".{name}-"):
+            pass
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise UserError(f"The export {exports / name} could not be written: {error.strerror or error}.") from None
+    if free < n_bytes:
+        needed = f"it takes about {n_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        raise UserError(f"There is no room for the export {exports / name}: {needed}.")
+    return exports / name
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises UserError if something else than an export is there, which would be lost."""
+    if os.path.lexists(folder):
+        try:
+            check_is_export(folder)
+        except ExportError as error:
+            reason = str(error).rstrip(".")
+            raise UserError(
+                f"{folder} is no export ({reason}), and nothing else is replaced: move it away, or choose another --name."
+            ) from None
+
+
 def _replace_folder(new: Path, folder: Path) -> None:
+    check_replaceable(folder)
     new.chmod(0o755)  # temporary folders are private
     retired = new.with_name(new.name + "-old")
     if folder.exists():
@@ -238,86 +265,59 @@ def load_export(folder: str | os.PathLike, expect_digest: str | None = None) -> 
 
 
 def _parse_config(data: bytes) -> dict:
-    config = parse_json(CONFIG, data)
-    check_schema(CONFIG, config)
-    config.setdefault("input_size", config.get("size"))  # older exports are of networks that take images as they are
-    if unknown := sorted(config.keys() - CONFIG_FIELDS.keys()):
-        raise ExportError(f"{CONFIG} holds the unknown field {unknown[0]!r}.")
-    wrong = _misstated(config, CONFIG_FIELDS) or [
-        *_misstated(config["training"], TRAINING_FIELDS),
-        *_misstated(config["test"], TEST_FIELDS),
-    ]
-    if wrong:
-        raise ExportError(f"{CONFIG} lacks or misstates: {', '.join(wrong)}.")
-    classes, interval, versions = config["classes"], config["test"]["test_accuracy_interval"], config["versions"]
-    sound = (
-        all(map(is_label, [config["name"], *classes, *versions.values()]))
-        and 2 <= len(classes) <= MAX_CLASSES
-        and len(set(classes)) == len(classes)
-        and 16 <= config["size"] <= config["input_size"] <= 1024
-        and [len(config["mean"]), len(config["std"]), len(interval)] == [3, 3, 2]
-        and all(type(number) in NUMBER for number in [*config["mean"], *config["std"], *interval])
-        and min(config["std"]) > 0
-        and config["temperature"] > 0
-        and config["unfamiliar_below"] >= 0
-    )
-    if not sound:
-        raise ExportError(f"{CONFIG} holds impossible names, classes, size, mean, std, temperature or unfamiliar_below.")
-    if wrong := _misstated_tables(config["test"], classes):
-        raise ExportError(f"{CONFIG} misstates: {', '.join(wrong)}.")
-    return config
-
-
-def _misstated(content: dict, fields: dict) -> list[str]:
-    """Fields that are missing or of another type. (A bool is no number.)"""
-    return [key for key, kind in fields.items() if type(content.get(key)) not in (kind if type(kind) is tuple else (kind,))]
-
-
-def _misstated_tables(test: dict, classes: list) -> list[str]:
-    """The tables in "test" that could not be shown."""
-    per_class, matrix = test["per_class"], test["confusion_matrix"]
-    tables = {name: test.get(name, []) for name in ROW_FIELDS} | {"per_class": list(per_class.values())}
-    wrong = [
-        name
-        for name, rows in tables.items()
-        if type(rows) is not list or any(type(row) is not dict or _misstated(row, ROW_FIELDS[name]) for row in rows)
-    ]
-    counts = [count for row in matrix if type(row) is list and len(row) == len(matrix) for count in row]
-    if not len(counts) == len(matrix) ** 2 == len(classes) ** 2 or {*map(type, counts)} != {int}:
-        wrong.append("confusion_matrix")
-    return wrong if per_class.keys() == set(classes) else [*wrong, "per_class"]
+    content = parse_json(CONFIG, data)
+    check_schema(CONFIG, content)
+    try:
+        return checked(ExportConfig, CONFIG, content)
+    except UserError as error:
+        raise ExportError(str(error)) from None
 
 
 def _build_model(config: dict, data: bytes) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    model = _create_model(config["model"], len(config["classes"]), config["size"], config["input_size"])
-    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    named = (config["model"], len(config["classes"]), config["size"], config["input_size"])
     try:
         weights = load(data)
-        model.load_state_dict(weights, strict=True)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ExportError(f"{WEIGHTS} does not fit the model {config['model']!r} ({first_line(error)}).") from None
-    for name, value in weights.items():
-        if value.dtype != kinds[name]:
-            raise ExportError(f"the weights {name} are {value.dtype} where the model has {kinds[name]}.")
-        if not value.isfinite().all():
-            raise ExportError(f"the weights {name} are not finite.")
+    check_fits(weights, WEIGHTS, *named)
+    model = _create_model(*named)
+    model.load_state_dict(weights, strict=True)
     return model.eval()
 
 
-def _create_model(name: str, n_classes: int, size: int, input_size: int) -> nn.Module:
+def check_fits(weights: dict, where: str, name: str, n_classes: int, size: int, input_size: int) -> None:
+    """Raises ExportError unless these are the finite weights, by name, of that network. It is not built for that: a small
+    file may name a huge one. where: the file, for the error."""
+    expected = _create_model(name, n_classes, size, input_size, hollow=True).state_dict()
+    if difference := misfit(weights, expected):
+        raise ExportError(f"{where} does not fit the model {name!r}: {difference}.")
+    for key, value in weights.items():
+        if value.dtype != expected[key].dtype:
+            raise ExportError(f"the weights {key} in {where} are {value.dtype} where the model has {expected[key].dtype}.")
+        if not value.isfinite().all():
+            raise ExportError(f"the weights {key} in {where} are not finite.")
+
+
+def _create_model(name: str, n_classes: int, size: int, input_size: int, hollow: bool = False) -> nn.Module:
+    """A network of the registry. hollow: without memory for its weights."""
     if name in MODELS:
-        return create_model(name, n_classes, size)
+        with torch.device("meta" if hollow else "cpu"):
+            return create_model(name, n_classes, size)
     from cifar_fastai.pretrained import create_architecture, is_architecture, timm_hint  # imports torchvision
 
     if not is_architecture(name):
-        raise ExportError(f"it names a model {name!r} that is not known here{timm_hint()}.")
+        raise ExportError(f"it names a model {shown(name)} that is not known here{timm_hint()}.")
     try:
-        return create_architecture(name, n_classes, input_size)
+        return create_architecture(name, n_classes, input_size, hollow)
     except UserError as error:
         raise ExportError(str(error)) from None
+    except Exception as error:  # some of timm's are no classifiers, and raise nearly anything
+        raise ExportError(
+            f"the model {name!r} cannot be built here ({type(error).__name__}: {first_line(error)})."
+        ) from None
 
 
 def _check_probe(export: Export, data: bytes) -> None:

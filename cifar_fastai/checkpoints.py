@@ -63,11 +63,16 @@ def load(path: Path) -> dict:
     """What was saved, on the CPU, after checking the CRC of all of it. Runs no code from the file. Raises UserError."""
     try:
         with zipfile.ZipFile(path) as file:  # torch itself reads changed bytes without complaint
+            if sum(member.file_size for member in file.infolist()) > path.stat().st_size:
+                raise ValueError("it would unpack to more than itself")
             if damaged := file.testzip():
                 raise ValueError(f"{damaged} is damaged")
             if folders := [member.filename for member in file.infolist() if member.external_attr]:
                 raise ValueError(f"{folders[0]} is damaged")  # marked as a folder, torch leaves its tensor uninitialised
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+        return state
     except UnpicklingError:  # torch's own words advise to run what the file holds
         raise UserError(f"{path} cannot be used: it holds other things than tensors and plain values.") from None
     except Exception as error:  # zipfile and torch raise nearly anything on a damaged file, some of it without words
@@ -75,14 +80,18 @@ def load(path: Path) -> dict:
         raise UserError(f"{path} cannot be used: {reason}") from None
 
 
-def load_last(folder: Path) -> dict | None:
-    """The newest whole state in a folder of checkpoints; None if none was saved yet. Raises UserError."""
+def load_last(folder: Path, quiet: bool = False) -> dict | None:
+    """The newest whole state in a folder of checkpoints; None if none was saved yet. Raises UserError.
+
+    quiet: without a warning of one that is damaged.
+    """
     saved = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in saved:
         try:
             state = load(path)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            if not quiet:
+                print(f"warning: {error}", file=sys.stderr)
             continue
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was saved by another version, which alone can go on from it.")

@@ -20,18 +20,21 @@ import numpy as np
 from scipy.stats import binomtest, ttest_ind
 
 from cifar_fastai import figures
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import UserError, first_line
+from cifar_fastai.manifest import MB, read_limited
 from cifar_fastai.metrics import per_class, wilson_interval
 from cifar_fastai.pretrained import FROM_SCRATCH
 from cifar_fastai.recipes import DESCRIPTION, Recipe
 from cifar_fastai.report import page, picture, table
 from cifar_fastai.run import say
 from cifar_fastai.runfolder import read_finished
+from cifar_fastai.schema import HIGHEST_LOSS
 
 ALPHA = 0.05  # a difference is called larger than chance if its p, corrected for the number of comparisons, lies below
 CIRCUMSTANCES = ("data", "subset", "seed", "device", "processes", "initial_weights")  # of config.json, beside the recipe
 OTHERS = {"lr_find.json": "find-lr", "trials.csv": "tune", "study.journal": "tune"}  # by which folders of theirs are known
 NO_VALUE = "-"
+CSV_LIMIT = 100 * MB
 
 
 def compare(folders: list[Path], out: Path) -> Path:
@@ -102,11 +105,7 @@ def open_runs(folders: list[Path]) -> list[Run]:
             raise UserError(f"{path} is given twice.")
     if len(folders) < 2:
         raise UserError(f"A comparison takes at least two run folders, not {len(folders)}.")
-    read = [(path, *read_finished(path)) for path in folders]
-    for path, config, metrics in read:
-        _check(path / "config.json", config, CONFIG)
-        _check(path / "metrics.json", metrics, METRICS)
-        _check_matrix(path / "metrics.json", metrics)
+    read = [(path, *read_finished(path, whole=False)) for path in folders]
     names = [path.resolve().name for path in folders]
     without_time = [re.sub(r"^\d{8}-\d{6}-", "", name) for name in names]
     labels = _distinct(without_time, names, [str(path) for path in folders])
@@ -122,59 +121,15 @@ def _distinct(*kinds: list[str]) -> list[str]:
     return next(names for names in kinds if len(set(names)) == len(names))
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-NUMBER = ("a number", _is_number)
-SHARE = ("a share from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-COUNT = ("a positive whole number", lambda value: isinstance(value, int) and value > 0)
-TEXT = ("text", lambda value: isinstance(value, str))
-TEXTS = ("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
-CONFIG = {
-    "seed": ("a whole number", lambda value: isinstance(value, int)),
-    "recipe": {"name": TEXT, "model": TEXT},
-    "versions": {},
-}
-METRICS = {
-    **dict.fromkeys(("valid_accuracy", "test_accuracy", "test_accuracy_tta", "ece"), SHARE),
-    **dict.fromkeys(("valid_loss", "train_seconds", "images_per_second"), NUMBER),
-    **dict.fromkeys(("n_params", "epochs_run", "best_epoch"), COUNT),
-    "classes": TEXTS,
-    "confusion_matrix": ("a table", lambda value: isinstance(value, list)),
-    "data": {"source": TEXT, "encoding": TEXT, "fingerprint": TEXT, "n_test": COUNT},
-}
-
-
-def _check(path: Path, values, wanted: dict, inside: str = "") -> None:
-    """Raises UserError if a field is missing or not of its kind."""
-    for name, kind in wanted.items():
-        if name not in values:
-            raise UserError(f"{path}: {inside}{name} is missing; leave the run out, or train it anew.")
-        if isinstance(kind, dict):
-            if not isinstance(values[name], dict):
-                raise UserError(f"{path} is damaged: {inside}{name} holds no fields.")
-            _check(path, values[name], kind, f"{name}.")
-        elif not kind[1](values[name]):
-            raise UserError(f"{path} is damaged: {inside}{name} is {json.dumps(values[name])[:40]}, not {kind[0]}.")
-
-
-def _check_matrix(path: Path, metrics: dict) -> None:
-    try:
-        matrix = np.array(metrics["confusion_matrix"])
-        whole = matrix.shape == (len(metrics["classes"]),) * 2 and matrix.sum() == metrics["data"]["n_test"]
-    except (ValueError, TypeError):  # rows of different lengths; no numbers
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is damaged: confusion_matrix does not hold the test images, class by class.")
-
-
 def _history(folder: Path) -> list[dict]:
     rows = _csv(folder / "history.csv", {"epoch": int, "valid_loss": float, "accuracy": float})
     if rows is None:
         raise UserError(f"{folder} is no finished run: history.csv is missing.")
     if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
         raise UserError(f"{folder}/history.csv is damaged ({'a figure is not finite' if rows else 'no epoch in it'}).")
+    sound = (0 <= row["valid_loss"] <= HIGHEST_LOSS and 0 <= row["accuracy"] <= 1 for row in rows)
+    if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or not all(sound):
+        raise UserError(f"{folder}/history.csv is damaged (epochs, losses or accuracies that cannot be).")
     return rows
 
 
@@ -196,14 +151,17 @@ def _predictions(folder: Path, metrics: dict) -> list[tuple[str, str]] | None:
 def _csv(path: Path, columns: dict) -> list[dict] | None:
     """The named columns, converted, of each row; None if there is no such file."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
+        data = read_limited(path, CSV_LIMIT)
+        if len(data) > CSV_LIMIT:
+            raise ValueError("it is far too long")
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+        return [{name: kind(row[name]) for name, kind in columns.items()} for row in rows]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {first_line(error)}).") from None
 
 
 # --- chance ------------------------------------------------------------------------------------------------------
@@ -408,7 +366,7 @@ def _costs(runs: list[Run]) -> Section:
         metrics, recipe, memory = run.metrics, run.config["recipe"], run.metrics.get("peak_memory_mb")
         epochs = f"{metrics['epochs_run']} ({metrics['best_epoch']})"
         time = f"{metrics['train_seconds']:,.0f} s"
-        memory = f"{memory:,.0f} MB" if _is_number(memory) else NO_VALUE
+        memory = f"{memory:,.0f} MB" if memory is not None else NO_VALUE
         costs = (f"{metrics['n_params']:,}", time, f"{metrics['images_per_second']:,.0f}", memory)
         rows.append((run.label, recipe["model"], recipe["name"], epochs, *costs))
     notes = []

@@ -10,19 +10,19 @@ from fastai.vision.core import TensorImage
 from torch import Tensor
 
 from cifar_fastai import figures
-from cifar_fastai.artifacts import Export
+from cifar_fastai.artifacts import Export, check_target
 from cifar_fastai.cache import load_data
-from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
-from cifar_fastai.errors import UserError, first_line
+from cifar_fastai.errors import UserError
 from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
 from cifar_fastai.labels import label_of
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.robustness import judge
-from cifar_fastai.run import EXPORTED_FIGURES, export_run, git_commit, pick_device, record_metrics, say
-from cifar_fastai.runfolder import check_same_data, read_finished, recipe_of, write_json
+from cifar_fastai.run import best_weights, export_run, git_commit, pick_device, record_metrics, say
+from cifar_fastai.runfolder import check_plain, check_same_data, read_finished, read_run, write_json
+from cifar_fastai.schema import CORRUPTIONS, EXPORTED_FIGURES, Corruptions, read, to_recipe
 from cifar_fastai.sources import ImageData
 
 
@@ -32,17 +32,17 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
     source: where the run's data lies now, if not where it lay then. Raises UserError and DataError, the latter too if
     the data is not what the run was trained on.
     """
+    check_plain(folder)
     config, metrics = read_finished(folder)
-    recipe = recipe_of(config, folder)
+    if (folder / CORRUPTIONS).exists():  # which the report shows
+        read(Corruptions, folder / CORRUPTIONS)
+    recipe = to_recipe(config["recipe"])
+    weights = best_weights(folder, recipe, len(metrics["classes"]))
     data = load_data(source or config["data"], recipe.size)
     check_same_data(data, metrics["data"]["fingerprint"], folder)
     dls = dataloaders(data, recipe, config["seed"], subset=config["subset"], device=torch.device(pick_device(None)))
     learn = create_learner(dls, recipe, seed=config["seed"], blank=True)
-    path = folder / "checkpoints" / BEST
-    try:
-        learn.model.load_state_dict(load(path)["model"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be used: {first_line(error)}") from None
+    learn.model.load_state_dict(weights)
     return learn, recipe, config, metrics
 
 
@@ -70,7 +70,7 @@ def corrupt_run(folder: Path, source: str | None = None) -> dict:
         return learn.model(x.as_subclass(Tensor)).cpu()
 
     found = judge(scores, dls.data, dls.data.labels[dls.data.n_train :])
-    write_json(folder / "corruptions.json", found)
+    write_json(folder / CORRUPTIONS, found)
     figures.corruptions(found["accuracy"], found["clean_accuracy"]).savefig(folder / "corruptions.png", dpi=120)
     say("report", write_report(folder, metrics, config))
     return found
@@ -81,11 +81,12 @@ def reexport_run(folder: Path, exports: Path, name: str | None = None, source: s
 
     name: of the export, the run's by default.
     """
-    learn, recipe, config, metrics = open_run(folder, source)
+    name = name or read_run(folder)[1]["name"]
+    path = check_target(exports, name)
+    learn, recipe, _, metrics = open_run(folder, source)
     _check_evaluated(folder, metrics)
-    name = name or config["name"]
-    export_run(exports / name, learn, name, recipe, metrics)
-    return exports / name
+    export_run(path, learn, name, recipe, metrics)
+    return path
 
 
 def _check_evaluated(folder: Path, metrics: dict) -> None:

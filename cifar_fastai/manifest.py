@@ -1,17 +1,20 @@
 """The files of an export, sealed: MANIFEST.json lists each with its sha256, and only what was hashed is ever parsed."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_fastai.errors import ExportError, UserError
 
-SCHEMA = 3  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below
+SCHEMA = 4  # of config.json and MANIFEST.json; 2 brought the temperature, 3 unfamiliar_below, 4 tta_views
+READ_SCHEMAS = (3, 4)
 WEIGHTS, CONFIG, PROBE, PICKLE, CARD, ONNX, MANIFEST = (
     "model.safetensors", "config.json", "probe.npz", "export.pkl", "README.md", "model.onnx", "MANIFEST.json",
 )  # fmt: skip
@@ -19,6 +22,7 @@ REQUIRED = (WEIGHTS, CONFIG, PROBE)  # the others may be missing
 MB, GB = 1_000_000, 1_000_000_000
 LIMITS = {WEIGHTS: 4 * GB, CONFIG: 16 * MB, PROBE: 100 * MB, PICKLE: 4 * GB, CARD: MB, ONNX: 4 * GB}  # bytes
 MANIFEST_LIMIT = MB // 10
+MAX_KEYS = 50_000  # of a JSON file; five times as many as one of the most classes has
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -93,13 +97,26 @@ def _listed(manifest: dict) -> dict[str, dict]:
 
 def check_schema(name: str, content: dict) -> None:
     """Raises ExportError for a file that another version wrote."""
-    if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
-        raise ExportError(f"{name} has schema {content.get('schema')!r}; this version reads {SCHEMA}.")
+    if type(content.get("schema")) is not int or content["schema"] not in READ_SCHEMAS:
+        read = " and ".join(map(str, READ_SCHEMAS))
+        raise ExportError(f"{name} has schema {content.get('schema')!r}; this version reads {read}.")
 
 
 def parse_json(name: str, data: bytes) -> dict:
     """A JSON object, by the letter: UTF-8, no key twice, no NaN, no number out of range. Raises ExportError."""
-    hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _int64, "object_pairs_hook": _no_key_twice}
+    n_keys = 0
+
+    def fields(pairs: list[tuple]) -> dict:
+        nonlocal n_keys
+        n_keys += len(pairs)
+        if n_keys > MAX_KEYS:
+            raise ValueError(f"more than {MAX_KEYS:,} fields")
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return content
+
+    hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _int64, "object_pairs_hook": fields}
     try:
         content = json.loads(data.decode("utf-8"), **hooks)
         json.dumps(content, ensure_ascii=False).encode()  # an escape may stand for half a character
@@ -126,11 +143,13 @@ def _int64(digits: str) -> int:
     raise ValueError("a number out of range")
 
 
-def _no_key_twice(pairs: list[tuple]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return content
+def check_is_export(folder: Path) -> None:
+    """Raises ExportError unless this is a folder, and no link to one, with a manifest and no file that an export has not."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise ExportError("it is no folder")
+    if strangers := _plain_files(folder) - {MANIFEST, *LIMITS}:
+        raise ExportError(f"{min(strangers)!r} is no file of one")
+    open_sealed(folder)
 
 
 def _plain_files(folder: Path) -> set[str]:
@@ -145,11 +164,17 @@ def _plain_files(folder: Path) -> set[str]:
     return {entry.name for entry in entries}
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's bytes, up to one more than `limit`. Raises OSError, also for a pipe or a device, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
 def _read(path: Path, limit: int) -> bytes:
-    """The file's bytes, up to one more than `limit`."""
     try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
+        return read_limited(path, limit)
     except OSError as error:
         raise ExportError(f"{path.name} cannot be read ({error.strerror or error}).") from None
 

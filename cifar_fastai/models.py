@@ -174,6 +174,22 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
     return counter.get_total_flops()
 
 
+def misfit(found: dict, wanted: dict[str, torch.Tensor], may_lack: str = " ") -> str:
+    """The first difference between tensors by name in words, in their names or shapes, or an empty string.
+
+    may_lack: the end of names that may be missing.
+    """
+    for key, value in wanted.items():
+        if key not in found and not key.endswith(may_lack):
+            return f"{key} is missing"
+        if key in found and not isinstance(found[key], torch.Tensor):
+            return f"{key} is no tensor"
+        if key in found and found[key].shape != value.shape:
+            return f"{key} is {tuple(found[key].shape)} there, {tuple(value.shape)} in the model"
+    strangers = sorted(map(repr, found.keys() - wanted.keys()))
+    return f"the model has no {strangers[0][:100]}" if strangers else ""
+
+
 def familiarity(maps: torch.Tensor) -> torch.Tensor:
     """How much of what a network was trained to see is in each image, (N,), from its last feature maps (N, D, h, w): the
     length of the vector of their maxima. Low for images unlike the training images.

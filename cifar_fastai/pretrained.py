@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from cifar_fastai.errors import DataError, UserError, first_line
-from cifar_fastai.models import MODELS, TwoHalves
+from cifar_fastai.models import MODELS, TwoHalves, misfit
 from cifar_fastai.recipes import Recipe, nearest
 
 UNFIT = ("googlenet", "inception_v3")  # they have several outputs, and weights made for images normalised otherwise
@@ -192,12 +193,35 @@ def create_pretrained(recipe: Recipe, n_classes: int, size: int) -> TransferNet:
     return _under_new_head(recipe.model, network, n_classes, network_side(recipe, size))
 
 
-def create_architecture(name: str, n_classes: int, side: int) -> TransferNet:
+def create_architecture(name: str, n_classes: int, side: int, hollow: bool = False) -> TransferNet:
     """The architecture called `name` with random weights under a new head, as `create_pretrained` makes it.
 
-    Raises UserError if it cannot see images of `side` x `side` pixels.
+    hollow: on the meta device, which takes hardly any memory or time. Raises UserError if it cannot see images of `side` x
+    `side` pixels.
     """
-    return _under_new_head(name, _architecture(name), n_classes, side)
+    if not hollow:
+        return _under_new_head(name, _architecture(name), n_classes, side)
+    try:
+        with _Hollow():
+            network = _architecture(name).to("meta")
+        with torch.device("meta"):
+            return _under_new_head(name, network, n_classes, side)
+    except (NotImplementedError, RuntimeError):  # some of timm's want all on one device
+        with torch.device("meta"):
+            return _under_new_head(name, _architecture(name), n_classes, side)
+
+
+class _Hollow(TorchFunctionMode):
+    """Makes weights on the meta device. (`torch.device("meta")` alone moves the numbers too by which some architectures, the
+    RegNets among them, compute how wide they are.)"""
+
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in self.MAKERS and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 def network_side(recipe: Recipe, size: int) -> int:
@@ -277,8 +301,8 @@ def _from_file(name: str, path: Path) -> nn.Module:
     wanted, last = network.state_dict(), tuple(f"{layer}." for layer in _last_layers(name, network))
     found = {key: value for key, value in found.items() if not key.startswith(last)}
     own = {key: value for key, value in wanted.items() if key.startswith(last)}
-    if misfit := _misfit(found | own, wanted):
-        raise UserError(f"The weights {path} are not {name}'s: {misfit}.")
+    if difference := misfit(found | own, wanted, may_lack="num_batches_tracked"):
+        raise UserError(f"The weights {path} are not {name}'s: {difference}.")
     network.load_state_dict(found | own)
     return network
 
@@ -303,17 +327,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"The weights {path} cannot be read ({error.strerror or error}).")
-
-
-def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """The first difference in words, or an empty string. Counts of batches may be missing, as in old files."""
-    for key, value in wanted.items():
-        if key not in found and not key.endswith("num_batches_tracked"):
-            return f"{key} is missing"
-        if key in found and found[key].shape != value.shape:
-            return f"{key} is {tuple(found[key].shape)} there, {tuple(value.shape)} in the model"
-    strangers = sorted(found.keys() - wanted.keys())
-    return f"the model has no {strangers[0]}" if strangers else ""
 
 
 def _published(name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import UserError, first_line
 from cifar_fastai.tomlfiles import read_toml, to_toml
 
 MIN_VALID_PCT, MAX_VALID_PCT = 0.10, 0.20
@@ -22,6 +22,9 @@ AUGMENTATION_LIMITS = {  # beyond which the arithmetic makes no image any more
 MANY_IMAGES = 20_000  # of which batches of 1024 make the five hundred steps in 30 epochs that airbench94 needs
 FLIPS = ("random", "alternating", "off")
 OPTIMIZERS = ("adam", "sgd", "muon")
+MOST_BASES = 10  # of a recipe file, each the base of the one before
+LONGEST_ERROR = 600  # characters; it quotes what stands in a file
+LARGEST = 10**9
 PRECISIONS = ("auto", "float32", "bfloat16")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # of a recipe, a run or an export: it becomes a part of folders' names
 KINDS: dict[object, str] = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
@@ -334,6 +337,8 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> Recipe:
     """
     if path.resolve() in heirs:
         raise UserError(f"{path}: its base leads back to itself.")
+    if len(heirs) >= MOST_BASES:
+        raise UserError(f"{path}: it is the base of a base, and so on, of more than {MOST_BASES} recipes.")
     values = read_toml(path)
     base = values.pop("base", None)
     try:
@@ -348,7 +353,7 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> Recipe:
         fields = {field: _typed(field, value) for field, value in values.items()}
         return dataclasses.replace(recipe, **{"name": path.stem, "about": "", "measured": "", **fields})
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error if len(str(error)) < LONGEST_ERROR else first_line(error) + '…'}") from None
 
 
 def _check_field(name: str) -> None:
@@ -363,6 +368,8 @@ def _typed(name: str, value):
     (kind,) = (field.type for field in dataclasses.fields(Recipe) if field.name == name)
     if kind is float and _is_number(value):
         return float(value)
+    if kind is int and type(value) is int and abs(value) > LARGEST:
+        raise UserError(f"{name} must be a whole number up to {LARGEST:,}.")
     if kind in KINDS and type(value) is kind:  # type() and not isinstance(), since True is an int too
         return value
     if kind not in KINDS and isinstance(value, list) and all(map(_is_number, value)):

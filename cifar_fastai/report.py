@@ -5,6 +5,8 @@ import json
 from html import escape
 from pathlib import Path
 
+from cifar_fastai.schema import CORRUPTIONS, Corruptions, read
+
 SECTIONS = {  # the pictures, by what they answer
     "How good it is": {
         "per_class_accuracy": "Accuracy of each class",
@@ -149,9 +151,9 @@ def _heading(title: str, below: str) -> str:
 
 def _corruptions(folder: Path) -> str:
     """What `evaluate --corruptions` left in the folder, if it did."""
-    if not (folder / "corruptions.json").is_file():
+    if not (folder / CORRUPTIONS).is_file():
         return ""
-    found = json.loads((folder / "corruptions.json").read_bytes())
+    found = read(Corruptions, folder / CORRUPTIONS)
     interval = "{:.2%} to {:.2%}".format(*found["mean_corruption_accuracy_interval"])
     heads = ("kind", *(f"severity {number}" for number in range(1, 6)), "mean")
     return f"""<h2>How it bears corrupted images</h2>

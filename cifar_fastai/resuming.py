@@ -6,6 +6,7 @@ several processes train together. Generators count as state, and so do the order
 
 import random
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,30 @@ from torch import Tensor
 from cifar_fastai import checkpoints
 from cifar_fastai.augment import Augment
 from cifar_fastai.distributed import Processes
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import UserError, first_line
 from cifar_fastai.interrupts import Interrupts
 
 SAVE_SECONDS = 300  # between two saves within an epoch
+RECORDED, SMOOTHED = ("lrs", "iters", "values"), ("val", "count")  # of fastai's Recorder, and of its smoothed loss
 
 
 class Checkpoints(Callback):
     """Saves the state after each epoch and, within long ones, every SAVE_SECONDS; starts from one; stops when asked to.
 
     folder: of the checkpoints. state: to go on from, as `checkpoints.load_last` gives it; None begins a training.
-    interrupts: a pending signal ends the training after the batch, or the validation, that is under way.
+    interrupts: a pending signal ends the training after the batch, or the validation, that is under way. config: of the run,
+    saved with the state.
     """
 
     order = 64  # after everything that has a state
     run_valid = False  # validation is short, and leaves nothing to be saved in the middle of it
     kept = ("seconds",)
 
-    def __init__(self, folder: Path, state: dict | None = None, interrupts: Interrupts | None = None):
+    def __init__(
+        self, folder: Path, state: dict | None = None, interrupts: Interrupts | None = None, config: dict | None = None
+    ):
         self.folder, self.start, self.interrupts = folder, state, interrupts or Interrupts()
+        self.config = {"config": config} if config else {}
 
     @property
     def seconds(self) -> float:
@@ -80,7 +86,7 @@ class Checkpoints(Callback):
         self._save(self.epoch + 1, 0, self.dls.train.rng.getstate())
 
     def _save(self, epoch: int, batch: int, order: tuple):
-        state = {"epoch": epoch, "batch": batch, "order": order, **collect(self.learn)}
+        state = {"epoch": epoch, "batch": batch, "order": order, **self.config, **collect(self.learn)}
         others = self.processes.gather(_apart(self.learn, state))[1:]
         if self.processes.first:
             checkpoints.save_last({**state, "others": others}, self.folder)
@@ -128,8 +134,20 @@ def weights(learn: Learner) -> dict:
 
 
 def load_weights(learn: Learner, state: dict) -> None:
-    learn.model.load_state_dict(state["model"])
-    learn.opt.load_state_dict(state["opt"])
+    """Raises UserError if the state is another network's."""
+    with _of_this_training():
+        learn.model.load_state_dict(state["model"])
+        learn.opt.load_state_dict(state["opt"])
+
+
+@contextmanager
+def _of_this_training():
+    """Makes a UserError of what is wrong with a state that another training has saved, or that somebody else has made."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"The checkpoint is not of this training ({type(error).__name__}: {reason}); train anew.") from None
 
 
 def collect(learn: Learner) -> dict:
@@ -139,9 +157,9 @@ def collect(learn: Learner) -> dict:
         "train_iter": learn.train_iter,
         "pct_train": learn.pct_train,
         "callbacks": {cb.name: {name: getattr(cb, name) for name in _kept(cb)} for cb in learn.cbs if _kept(cb)},
-        "recorder": {name: getattr(recorder, name) for name in ("lrs", "iters", "values")},
+        "recorder": {name: getattr(recorder, name) for name in RECORDED},
         "losses": [float(loss) for loss in recorder.losses],  # thousands of tensors would take seconds to save
-        "smooth_loss": {name: getattr(recorder.smooth_loss, name) for name in ("val", "count")},
+        "smooth_loss": {name: getattr(recorder.smooth_loss, name) for name in SMOOTHED},
         "hypers": learn.param_scheduler.hps,
         "augmentation": [tfm.random_state for tfm in _augmentations(learn)],
         "generators": _generators(),
@@ -150,20 +168,23 @@ def collect(learn: Learner) -> dict:
 
 
 def put_back(learn: Learner, state: dict) -> None:
-    """Give a learner that has just begun to fit what `collect` found."""
+    """Give a learner that has just begun to fit what `collect` found. Raises UserError if it is another training's."""
     load_weights(learn, state)
-    learn.train_iter = state["train_iter"]
-    for name, attributes in state["callbacks"].items():
-        for attribute, value in attributes.items():
-            setattr(getattr(learn, name), attribute, to_device(value, learn.dls.device))
-    recorder = learn.recorder
-    vars(recorder).update(state["recorder"], losses=list(torch.tensor(state["losses"])))
-    vars(recorder.smooth_loss).update(state["smooth_loss"])
-    learn.param_scheduler.hps = state["hypers"]
-    for tfm, random_state in zip(_augmentations(learn), state["augmentation"], strict=True):
-        tfm.random_state = random_state
-    learn.dls.train.rng.setstate(state["order"])
-    _set_generators(state["generators"])
+    with _of_this_training():
+        learn.train_iter = state["train_iter"]
+        for cb in learn.cbs:  # by the callbacks' names, not by the state's: it decides values, and of these attributes alone
+            for attribute in _kept(cb):
+                setattr(cb, attribute, to_device(state["callbacks"][cb.name][attribute], learn.dls.device))
+        recorder = learn.recorder
+        vars(recorder).update(
+            {name: state["recorder"][name] for name in RECORDED}, losses=list(torch.tensor(state["losses"]))
+        )
+        vars(recorder.smooth_loss).update({name: state["smooth_loss"][name] for name in SMOOTHED})
+        learn.param_scheduler.hps = state["hypers"]
+        for tfm, random_state in zip(_augmentations(learn), state["augmentation"], strict=True):
+            tfm.random_state = random_state
+        learn.dls.train.rng.setstate(state["order"])
+        _set_generators(state["generators"])
 
 
 def _kept(cb: Callback) -> tuple[str, ...]:

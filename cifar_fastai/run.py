@@ -1,7 +1,6 @@
 """One run from images to export: the steps in their order, and the record they leave."""
 
 import dataclasses
-import json
 import os
 import platform
 import re
@@ -16,9 +15,9 @@ from pathlib import Path
 import torch
 from fastai.learner import Learner
 
-from cifar_fastai.artifacts import write_export
+from cifar_fastai.artifacts import check_fits, check_target, write_export
 from cifar_fastai.cache import load_data
-from cifar_fastai.checkpoints import LAST, PREVIOUS, write_whole
+from cifar_fastai.checkpoints import BEST, LAST, load, load_last, write_whole
 from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
 from cifar_fastai.errors import UserError
@@ -26,28 +25,29 @@ from cifar_fastai.evaluation import draw_training, evaluate
 from cifar_fastai.learner import create_learner, precision
 from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
-from cifar_fastai.pretrained import FROM_SCRATCH, try_model, weights_origin
+from cifar_fastai.pretrained import FROM_SCRATCH, network_side, try_model, weights_origin
 from cifar_fastai.recipes import Recipe, recipe_toml
 from cifar_fastai.report import write_report
 from cifar_fastai.runfolder import (
     CHECKPOINTS,
+    check_plain,
     check_same_data,
     check_same_weights,
     make_run_folder,
+    read_finished,
     read_run,
     refuse_changes,
+    refuse_edits,
     working_in,
     write_json,
 )
+from cifar_fastai.schema import EXPORTED_FIGURES, RunConfig, written
 from cifar_fastai.sources import ImageData
 from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
 
 SPREAD = ("test_accuracy", "test_accuracy_tta", "test_loss", "valid_accuracy", "valid_loss", "train_seconds")
-EXPORTED_FIGURES = (
-    "test_accuracy", "test_accuracy_interval", "test_accuracy_tta", "test_loss", "ece", "reliability", "per_class",
-    "confusion_matrix", "risk_coverage", "false_alarm_rate",
-)  # fmt: skip
+LONGEST_NAME = 100  # see recipes.NAME
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "pillow")
 
 
@@ -81,12 +81,16 @@ def pick_device(wanted: str | None) -> str:
 def run(recipe: Recipe, options: RunOptions) -> Path:
     """Train, evaluate, export and report; returns the run folder. Raises UserError and its kinds, and Interrupted."""
     check_trackers(options.trackers)
+    if options.name is not None:
+        check_target(options.exports, options.name)  # before the data, which can take long
     started = time.time()
     with joined(options.device) as processes:
         learn = prepare(recipe, options, processes=processes)
         name = run_name(recipe, options, learn.dls.data.source)
-        folder = processes.from_first(lambda: make_run_folder(options.out, name, started))
+        processes.from_first(lambda: check_target(options.exports, name, _export_bytes(learn)))
         config = configuration(name, recipe, options, learn)
+        written(RunConfig, "the run's config.json", config)
+        folder = processes.from_first(lambda: make_run_folder(options.out, name, started))
         with working_in(folder, processes) as interrupts:
             if processes.first:
                 write_json(folder / "config.json", config)
@@ -100,8 +104,9 @@ def resume(folder: Path, source: str | None = None, **asked) -> Path:
     source: where the run's data lies now, if not where it lay then. asked: options of `train` by name, which must be the
     run's own. Raises as `run` does.
     """
+    check_plain(folder)
     recipe, config, _ = read_run(folder)
-    if "fingerprint" not in config:
+    if config["fingerprint"] is None:
         raise UserError(f"{folder} is of an older version, which kept too little to go on from.")
     refuse_changes(folder, config, asked)
     device = pick_device(config["device"])
@@ -114,11 +119,12 @@ def resume(folder: Path, source: str | None = None, **asked) -> Path:
         check_same_data(data, config["fingerprint"], folder)
         kept = {key: config[key] for key in ("name", "seed", "subset", "deterministic", "trackers", "command")}
         options = RunOptions(source=config["data"], device=device, out=folder.parent, **kept)
+        processes.from_first(lambda: check_target(options.exports, config["name"]))
+        begun = processes.from_first(lambda: check_state(folder, recipe, config, len(data.classes)))
         check_trackers(options.trackers)
         for name, now in versions().items():
             if now != (then := config["versions"].get(name)):
                 say("warning", f"{name} was {then} and is {now} now: results may differ in the last digits")
-        begun = processes.from_first(lambda: any((folder / CHECKPOINTS / name).exists() for name in (LAST, PREVIOUS)))
         if not begun:
             check_same_weights(weights_origin(recipe), config, folder)
         learn = prepare(recipe, options, data, processes, blank=begun)
@@ -146,19 +152,59 @@ def prepare(
     return learn
 
 
+def check_state(folder: Path, recipe: Recipe, config: dict, n_classes: int) -> bool:
+    """Whether the training in a run folder has begun. Raises UserError if what it has kept does not suffice to resume it, or
+    was kept for another configuration."""
+    state = load_last(folder / CHECKPOINTS, quiet=True)
+    if state is None:
+        return False
+    if "config" in state:  # older versions kept none
+        refuse_edits(folder, config, state["config"])
+    _check_weights(state.get("model"), folder / CHECKPOINTS / LAST, recipe, n_classes)
+    if state.get("epoch"):
+        best_weights(folder, recipe, n_classes)
+    return True
+
+
+def best_weights(folder: Path, recipe: Recipe, n_classes: int) -> dict:
+    """The weights of a run's best epoch, checked before a network is built for them. Raises UserError."""
+    path = folder / CHECKPOINTS / BEST
+    try:
+        weights = load(path).get("model")
+        _check_weights(weights, path, recipe, n_classes)
+    except UserError as error:
+        words = str(error).rstrip(".")
+        raise UserError(f"{words}. The best epoch's weights are in no other file: put it back, or train anew.") from None
+    return weights
+
+
+def _check_weights(weights, path: Path, recipe: Recipe, n_classes: int) -> None:
+    try:
+        if not isinstance(weights, dict):
+            raise UserError("it holds no weights")
+        check_fits(weights, path.name, recipe.model, n_classes, recipe.size, network_side(recipe, recipe.size))
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+
+
+def _export_bytes(learn: Learner) -> int:
+    """About how large its export will be: the weights twice, in their own file and in the pickle."""
+    return 2 * sum(value.nbytes for value in learn.model.state_dict().values())
+
+
 def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder: Path, interrupts, resume=False) -> None:
     """From the training, or what is left of it, to the export; "export" in metrics.json says that all is done."""
     if not learn.processes.first:
-        train(learn, recipe, folder, resume=resume, interrupts=interrupts)
+        train(learn, recipe, folder, resume=resume, interrupts=interrupts, config=config)
         return
     write_whole(folder / "recipe.toml", recipe_toml(recipe).encode())
-    origin = config.get("initial_weights", FROM_SCRATCH)  # older runs know no others
+    origin = config["initial_weights"]
     announce(learn, recipe, origin, options.device, folder)
 
     with track(options.trackers, folder, config) as trackers:
         for tracker in trackers:
             say("logging", tracker.where)
-        training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts)
+        training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts, config=config)
 
         draw_training(learn, training, folder)
         metrics = evaluate(learn, folder) | _record(learn, recipe, origin, training, options)
@@ -195,12 +241,14 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
     """
     check_alone("--seeds")
-    name = run_name(recipe, options, Path(options.source).name)
+    name = run_name(recipe, options, Path(options.source).name)[: LONGEST_NAME - len(f"-seed{options.seed + n}")]
+    for seed in range(options.seed, options.seed + n):
+        check_target(options.exports, f"{name}-seed{seed}")
     runs = []
     for seed in range(options.seed, options.seed + n):
         say("seed", f"{seed}, run {len(runs) + 1} of {n}")
         folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
-        metrics = json.loads((folder / "metrics.json").read_bytes())
+        _, metrics = read_finished(folder)
         runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
     columns = {key: [row[key] for row in runs] for key in SPREAD}
     summary = {"name": name, "n": n, "mean": {}, "std": {}, "runs": runs}
@@ -216,9 +264,10 @@ def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
 
 
 def run_name(recipe: Recipe, options: RunOptions, source: str) -> str:
-    """The name that was asked for, else recipe and data, which the recipe for digits has in its name."""
+    """The name that was asked for, else recipe and data, as far as there is room; the recipe for digits has them in its
+    name."""
     data = _as_name(source)
-    return options.name or (data if recipe.name == data else f"{recipe.name}-{data}")
+    return options.name or (data if recipe.name == data else f"{recipe.name}-{data}")[:LONGEST_NAME]
 
 
 def configuration(name: str, recipe: Recipe, options: RunOptions, learn: Learner) -> dict:

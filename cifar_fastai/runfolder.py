@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import sys
 import time
@@ -15,11 +14,13 @@ from cifar_fastai.checkpoints import write_whole
 from cifar_fastai.distributed import Processes
 from cifar_fastai.errors import DataError, ProcessLost, UserError
 from cifar_fastai.interrupts import Interrupts
-from cifar_fastai.manifest import to_json
+from cifar_fastai.manifest import CONFIG, parse_json, to_json
 from cifar_fastai.recipes import DESCRIPTION, Recipe, get_recipe, is_file_name
+from cifar_fastai.schema import METRICS, Metrics, RunConfig, checked, read, shown, to_recipe, written
 from cifar_fastai.sources import ImageData
 
-CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.json"
+CHECKPOINTS = "checkpoints"
+DECIDING = ("fingerprint", "initial_weights", "seed", "subset", "device", "deterministic", "processes")  # with the recipe
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -75,7 +76,7 @@ def _claimed(folder: Path):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        process = holder.read_text() if holder.exists() else "?"
+        process = holder.read_text()[:20] if holder.exists() else "?"
         raise UserError(f"{folder} is in use by the process {process}: wait for its end, or stop it first.") from None
     try:
         holder.write_text(str(os.getpid()))
@@ -85,43 +86,45 @@ def _claimed(folder: Path):
         lock.release()
 
 
-def read_finished(folder: Path) -> tuple[dict, dict]:
-    """A finished run's config.json and metrics.json. Raises UserError if one is missing or no JSON object."""
-    return _read_json(folder / CONFIG), _read_json(folder / METRICS)
+def check_plain(folder: Path) -> None:
+    """Raises UserError if what lies in a run folder, which somebody else may have made, could lead out of it."""
+    for place in (folder, folder / CHECKPOINTS):
+        try:
+            entries = list(os.scandir(place))
+        except OSError:  # the first file that is read says it better
+            continue
+        for entry in entries:
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise UserError(f"{shown(entry.name)} in {place} is a link or a device; a run folder holds plain files.")
+
+
+def read_finished(folder: Path, whole: bool = True) -> tuple[dict, dict]:
+    """A finished run's config.json and metrics.json. whole: the former with the defaults of what it lacks.
+
+    Raises UserError if one is missing or not what schema.py says.
+    """
+    return _read(RunConfig, folder / CONFIG, whole), _read(Metrics, folder / METRICS)
 
 
 def read_run(folder: Path) -> tuple[Recipe, dict, dict | None]:
     """A run's recipe, config.json and metrics.json, None for the last if it is not there yet. Raises UserError."""
-    config = _read_json(folder / CONFIG)
-    return recipe_of(config, folder), config, _read_json(folder / METRICS) if (folder / METRICS).exists() else None
+    config = _read(RunConfig, folder / CONFIG, whole=True)
+    return to_recipe(config["recipe"]), config, _read(Metrics, folder / METRICS) if (folder / METRICS).exists() else None
 
 
-def recipe_of(config: dict, folder: Path) -> Recipe:
-    """The recipe in a run's config.json. Raises UserError."""
+def _read(kind, path: Path, whole: bool = False) -> dict:
     try:
-        return Recipe(**{**config["recipe"], "moms": tuple(config["recipe"]["moms"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} is a damaged run, or another version's ({type(error).__name__}: {error}).") from None
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_bytes())
+        return read(kind, path, whole)
     except (FileNotFoundError, NotADirectoryError):
-        kind = "finished run" if path.name == METRICS else "run folder"
-        raise UserError(f"{path.parent} is no {kind}: {path.name} is missing.") from None
+        what = "finished run" if path.name == METRICS else "run folder"
+        raise UserError(f"{path.parent} is no {what}: {path.name} is missing.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (no JSON object).")
-    return value
 
 
 def refuse_changes(folder: Path, config: dict, asked: dict) -> None:
     """Raises UserError, listing the differences, if options of `train` other than a run's own are asked for."""
-    recipe = recipe_of(config, folder)
+    recipe = to_recipe(config["recipe"])
     own = {**dataclasses.asdict(recipe), **config, "recipe": recipe.name, "seeds": 1, "out": folder.parent}
     own |= {tracker: tracker in config["trackers"] for tracker in ("tensorboard", "wandb")}
     changes = []
@@ -142,6 +145,26 @@ def _changes_of_a_file(path: str, own: Recipe, asked: dict) -> list[str]:
     return [f"--recipe {path} with {field} {new} where the run has {old}" for field, new, old in values if new != old]
 
 
+def refuse_edits(folder: Path, config: dict, begun: dict) -> None:
+    """Raises UserError, listing the differences, if a run's config.json has become another since its training began.
+
+    begun: the configuration as the checkpoint has it.
+    """
+    path = folder / CONFIG
+    then, now = (
+        _deciding(checked(RunConfig, str(path), each, whole=True)) for each in (parse_json(CONFIG, to_json(begun)), config)
+    )
+    if changes := [
+        f"{field} {shown(now[field])} where it was {shown(then[field])}" for field in now if now[field] != then[field]
+    ]:
+        raise UserError(f"{path} was changed since the training began: {'; '.join(changes)}. Put it back to resume the run.")
+
+
+def _deciding(config: dict) -> dict:
+    recipe = {name: value for name, value in config["recipe"].items() if name not in DESCRIPTION}
+    return recipe | {field: config[field] for field in DECIDING}
+
+
 def check_same_data(data: ImageData, fingerprint: str, folder: Path) -> None:
     """Raises DataError if a run was trained on other data."""
     if data.fingerprint != fingerprint:
@@ -150,10 +173,11 @@ def check_same_data(data: ImageData, fingerprint: str, folder: Path) -> None:
 
 def check_same_weights(origin: str, config: dict, folder: Path) -> None:
     """Raises DataError if a run began with other weights than those that stand in for them now."""
-    if origin != (then := config.get("initial_weights", origin)):
+    if origin != (then := config["initial_weights"]):
         raise DataError(f"{folder} began {then}, and would now begin {origin}: put the same weights back.")
 
 
 def write_json(path: Path, value) -> None:
-    """Indented, in UTF-8, in one step."""
-    write_whole(path, to_json(value))
+    """Indented, in UTF-8, in one step. A config.json or metrics.json that could not be read again is a UserError instead."""
+    kind = {CONFIG: RunConfig, METRICS: Metrics}.get(path.name)
+    write_whole(path, written(kind, str(path), value) if kind else to_json(value))

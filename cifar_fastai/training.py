@@ -49,12 +49,14 @@ def train(
     *,
     resume=False,
     interrupts: Interrupts | None = None,
+    config: dict | None = None,
 ) -> Training:
     """Train `learn`, leave history.csv and checkpoints/ in `folder`, and give the learner its best epoch's weights.
 
     Best means lowest validation loss. stream: where progress is shown, standard output by default. cbs: more callbacks.
     resume: go on from the last checkpoint in `folder`, if there is one; a training that is over is only loaded.
-    interrupts: signals that end the training with Interrupted, once its state is saved. Raises TrainingDiverged when the
+    interrupts: signals that end the training with Interrupted, once its state is saved. config: the run's configuration,
+    kept in the checkpoints. Raises TrainingDiverged when the
     loss is no longer finite; the last finite checkpoints stay. Raises UserError when memory does not suffice, a checkpoint
     is damaged or one of several `learn.processes` has ended. Of these the first alone writes.
     """
@@ -64,7 +66,7 @@ def train(
         saved.mkdir(exist_ok=True)
     interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
-    checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts)
+    checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts, config)
     keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReuseMemory()]
     cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, *([TrainTogether()] if learn.processes.size > 1 else [])]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]

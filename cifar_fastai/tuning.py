@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Collection
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastai.callback.core import Callback
@@ -16,11 +17,12 @@ from fastai.callback.core import Callback
 from cifar_fastai import figures
 from cifar_fastai.cache import load_data
 from cifar_fastai.distributed import check_alone
-from cifar_fastai.errors import TrainingDiverged, UserError
+from cifar_fastai.errors import TrainingDiverged, UserError, first_line
 from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.pretrained import try_model
 from cifar_fastai.recipes import DESCRIPTION, Recipe, recipe_toml, search_space
 from cifar_fastai.run import RunOptions, prepare, run_name, say
+from cifar_fastai.scratch import scratch_folder
 from cifar_fastai.sources import ImageData
 from cifar_fastai.training import StopOnDivergence, train
 
@@ -55,13 +57,29 @@ def tune(
     study = open_study(study_at or str(folder / "study.journal"), name, setup)
     say("data", f"{data.source}: {data.n_train:,} images to train and validate on; the test split stays out of it")
     say("study", f"{name}: {len(_ended(study))} of {n_trials} trials done; values for {', '.join(space)}")
-    try:
-        with Interrupts("the trials that ended are kept; the same command goes on with the study"):
-            while len(_ended(study)) < n_trials:
-                _next_trial(study, space, recipe, options, data)
-    finally:
-        _write_results(study, recipe, setup, data.source, folder)
+    with _writing(folder):
+        try:
+            with Interrupts("the trials that ended are kept; the same command goes on with the study"):
+                while len(_ended(study)) < n_trials:
+                    _next_trial(study, space, recipe, options, data)
+        finally:
+            _write_results(study, recipe, setup, data.source, folder)
     return folder
+
+
+@contextmanager
+def _writing(folder: Path):
+    """Raises UserError where the study or what is made of it cannot be written or read any more."""
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (OSError, StorageInternalError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"The study or its results in {folder} cannot be written ({reason}). The trials that ended are kept: make room, "
+            "or give the leave to write there, and repeat the command."
+        ) from None
 
 
 def without_test_split(data: ImageData) -> ImageData:
@@ -100,12 +118,24 @@ def open_study(at: str, name: str, setup: dict):
             "address such as sqlite:///study.db."
         ) from None
     begun = study.user_attrs["setup"]
+    if not isinstance(begun, dict) or not all(
+        _is_sound(trial, setup["space"]) for trial in study.get_trials(deepcopy=False)
+    ):
+        raise UserError(f"The study {name} holds other things than this command writes: begin a new one with --name.")
     if differing := [key for key in setup if begun.get(key) != setup[key]]:
         raise UserError(
             f"The study {name} was begun with another {', another '.join(differing)}: repeat its command, or begin a new "
             "one with --name."
         )
     return study
+
+
+def _is_sound(trial, space: dict) -> bool:
+    """Whether a trial, which somebody else may have written, has values of these fields alone, each within its span."""
+    return all(
+        field in space and type(value) in (int, float) and 0.999 * space[field][0] <= value <= 1.001 * space[field][1]
+        for field, value in trial.params.items()
+    )
 
 
 class Prune(Callback):
@@ -145,9 +175,10 @@ def _next_trial(study, space: dict, recipe: Recipe, options: RunOptions, data: I
         why = "behind the others" if isinstance(reason, TrialPruned) else "diverged"
         say("trial", f"{trial.number + 1}: ended early, {why}")
     except BaseException as reason:
-        study.tell(trial, state=TrialState.FAIL)
-        if isinstance(reason, KeyboardInterrupt):
-            study.enqueue_trial(trial.params)
+        with suppress(OSError):  # the reason may be that nothing can be written
+            study.tell(trial, state=TrialState.FAIL)
+            if isinstance(reason, KeyboardInterrupt):
+                study.enqueue_trial(trial.params)
         raise
 
 
@@ -168,8 +199,8 @@ def _validation_accuracy(trial, recipe: Recipe, options: RunOptions, data: Image
     Not the loss itself: label smoothing, which is tuned too, changes its scale.
     """
     learn = prepare(recipe, options, data)
-    with tempfile.TemporaryDirectory(prefix="cifar_fastai-trial-") as scratch:
-        training = train(learn, recipe, Path(scratch), cbs=[Prune(trial)])
+    with scratch_folder("trial") as scratch:
+        training = train(learn, recipe, scratch, cbs=[Prune(trial)])
     return training.history[training.best_epoch - 1]["accuracy"]
 
 

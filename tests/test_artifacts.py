@@ -4,13 +4,16 @@ import pickle
 import resource
 import shutil
 import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import fastai.learner
 import numpy as np
 import pytest
 import torch
-from conftest import Canary, call, call_here
+from conftest import ROOT, Canary, call, call_here
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -24,10 +27,11 @@ from cifar_fastai import (
     load_pickled_learner,
     manifest,
 )
-from cifar_fastai.artifacts import find_export, load_export, normalize, probe_images, write_export
+from cifar_fastai.artifacts import check_target, find_export, load_export, normalize, probe_images, write_export
 from cifar_fastai.errors import ExportError, ExportWarning, UserError
 from cifar_fastai.learner import CalibratedLoss
 from cifar_fastai.manifest import SCHEMA, write_manifest
+from cifar_fastai.pretrained import create_architecture
 from cifar_fastai.recipes import RECIPES
 from cifar_fastai.runfolder import NO_ROOM
 
@@ -208,6 +212,28 @@ def test_an_export_without_room(export, missing):
     assert load_export(export).config == config and [*export.parent.iterdir()] == [export]
 
 
+def test_views_of_test_time_augmentation(export):
+    assert load_export(export).config["tta_views"] == ["mirror", "shift"]
+    edit_config(export, tta_views=["shift"])
+    assert load_export(export).config["tta_views"] == ["shift"]
+    for wrong in (["shift", "shift"], ["rotate"], [["shift"]], "shift", None):
+        edit_config(export, tta_views=wrong)
+        with pytest.raises(ExportError, match="tta_views"):
+            load_export(export)
+
+
+def test_an_export_of_schema_3_has_all_views(export):
+    config = json.loads((export / "config.json").read_text())
+    del config["tta_views"]
+    (export / "config.json").write_text(json.dumps(config))
+    write_manifest(export)
+    with pytest.raises(ExportError, match="tta_views"):
+        load_export(export)
+    edit_config(export, schema=3)
+    assert load_export(export).config["tta_views"] == ["mirror", "shift"]
+    assert load_export(ROOT / "exports" / "cifar10").config["schema"] == 3
+
+
 # --- what must be refused ----------------------------------------------------------------------------------------
 
 
@@ -261,12 +287,12 @@ DAMAGE = {
     "schema of tomorrow": (lambda e: edit_config(e, schema=SCHEMA + 1), f"schema {SCHEMA + 1}"),
     "model unknown": (lambda e: edit_config(e, model="os.system"), "not known here"),
     "model of another kind": (lambda e: edit_config(e, model="base"), "does not fit"),
-    "fewer classes": (lambda e: edit_config(e, classes=["a", "b"]), "misstates: confusion_matrix, per_class"),
-    "a class twice": (lambda e: edit_config(e, classes=["a"] * 10), "impossible"),
-    "huge images": (lambda e: edit_config(e, size=10**9), "impossible"),
-    "std zero": (lambda e: edit_config(e, std=[0, 1, 1]), "impossible"),
-    "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "impossible"),
-    "temperature zero": (lambda e: edit_config(e, temperature=0.0), "impossible"),
+    "fewer classes": (lambda e: edit_config(e, classes=["a", "b"]), "per_class must have a row for each class"),
+    "a class twice": (lambda e: edit_config(e, classes=["a"] * 10), "classes must be 2 to 1,500 different names"),
+    "huge images": (lambda e: edit_config(e, size=10**9), "size must be a whole number from 16 to 128"),
+    "std zero": (lambda e: edit_config(e, std=[0, 1, 1]), "std must be three numbers above 0"),
+    "mean a word": (lambda e: edit_config(e, mean=["x", 0, 0]), "mean must be three numbers"),
+    "temperature zero": (lambda e: edit_config(e, temperature=0.0), "temperature must be a number above 0, not 0.0"),
     "temperature infinite": (lambda e: edit_config(e, temperature=float("inf")), "Infinity is no JSON"),
     "threshold no number": (lambda e: edit_config(e, unfamiliar_below=float("nan")), "NaN is no JSON"),
     "a number out of range": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": 1e999'), "number out of range"),
@@ -275,26 +301,39 @@ DAMAGE = {
     "half a character": (lambda e: rewrite(e, "config.json", '"digits"', '"\\ud800"'), "surrogates not allowed"),
     "lists without end": (lambda e: rewrite(e, "config.json", '"size": 32', '"size": ' + "[" * 10**5), "recursion"),
     "not in UTF-8": (lambda e: ((e / "config.json").write_bytes(b'"\xff"'), write_manifest(e)), "config.json is damaged"),
-    "a field too many": (lambda e: edit_config(e, code="import os"), "unknown field 'code'"),
-    "a truth for a number": (lambda e: edit_config(e, size=True), "lacks or misstates: size"),
-    "no figures": (lambda e: edit_config(e, test={}), "lacks or misstates: test_accuracy,"),
-    "a figure in words": (lambda e: edit_test(e, ece="small"), "lacks or misstates: ece"),
-    "a class without figures": (lambda e: edit_test(e, per_class={}), "misstates: per_class"),
+    "a field too many": (lambda e: edit_config(e, code="import os"), "code is no field that this version knows"),
+    "a truth for a number": (lambda e: edit_config(e, size=True), "size must be a whole number from 16 to 128, not True"),
+    "no figures": (lambda e: edit_config(e, test={}), "test.test_accuracy is missing"),
+    "a figure in words": (lambda e: edit_test(e, ece="small"), "test.ece must be a share from 0 to 1, not 'small'"),
+    "a class without figures": (lambda e: edit_test(e, per_class={}), "per_class must have a row for each class"),
     "figures of a class in words": (
         lambda e: edit_test(e, per_class={str(digit): {"recall": "<b>"} for digit in range(10)}),
-        "misstates: per_class",
+        "test.per_class.0.recall must be a share from 0 to 1, not '<b>'",
     ),
-    "a matrix of words": (lambda e: edit_test(e, confusion_matrix=[["<b>"] * 10] * 10), "misstates: confusion_matrix"),
-    "a matrix with a row too few": (lambda e: edit_test(e, confusion_matrix=[[1] * 10] * 9), "misstates: confusion_matrix"),
-    "a row that is none": (lambda e: edit_test(e, risk_coverage=[1]), "misstates: risk_coverage"),
+    "a matrix of words": (
+        lambda e: edit_test(e, confusion_matrix=[["<b>"] * 10] * 10),
+        "test.confusion_matrix must be a table",
+    ),
+    "a matrix with a row too few": (
+        lambda e: edit_test(e, confusion_matrix=[[1] * 10] * 9),
+        "confusion_matrix must have a row",
+    ),
+    "a row that is none": (lambda e: edit_test(e, risk_coverage=[1]), "test.risk_coverage.0 must hold fields, not 1"),
     "a diagram of words": (
         lambda e: edit_test(e, reliability=[{"count": 1, "confidence": "<b>", "accuracy": 1}]),
-        "misstates: reliability",
+        "test.reliability.0.confidence must be a share",
     ),
-    "an interval of one": (lambda e: edit_test(e, test_accuracy_interval=[1]), "impossible"),
-    "a class that rules a terminal": (lambda e: edit_config(e, classes=["\x1b[2J", *"123456789"]), "impossible names"),
-    "a million classes": (lambda e: edit_config(e, classes=list(map(str, range(10**6)))), "impossible"),
-    "manifest with a key twice": (lambda e: rewrite(e, "MANIFEST.json", '"schema"', '"schema": 3, "schema"'), "twice"),
+    "an interval of one": (lambda e: edit_test(e, test_accuracy_interval=[1]), "interval must be two shares"),
+    "a diagram of no images": (
+        lambda e: edit_test(e, reliability=[{"count": 0, "confidence": 0.5, "accuracy": 1}] * 3),
+        "test.reliability.0.count must be a whole number from 1",
+    ),
+    "a class that rules a terminal": (
+        lambda e: edit_config(e, classes=["\x1b[2J", *"123456789"]),
+        "classes must be 2 to 1,500",
+    ),
+    "a million classes": (lambda e: edit_config(e, classes=list(map(str, range(10**6)))), "classes must be 2 to 1,500"),
+    "manifest with a key twice": (lambda e: rewrite(e, "MANIFEST.json", '"schema"', '"schema": 4, "schema"'), "twice"),
     "manifest with a path": (lambda e: rewrite(e, "MANIFEST.json", '"README.md"', '"../README.md"'), "no file of an export"),
     "no weights listed": (
         lambda e: rewrite(e, "MANIFEST.json", '"model.safetensors"', '"model.onnx"'),
@@ -381,6 +420,67 @@ def test_small_differences_warn(export):
         load_export(export)
 
 
+# --- small files that name large networks --------------------------------------------------------------------------
+
+
+def peak_of(function) -> float:
+    """By how many MB the memory in use was at its highest above what it is before."""
+
+    def kilobytes(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = kilobytes("VmRSS")
+    function()
+    return (kilobytes("VmHWM") - before) / 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    ("model", "size", "input_size", "words"),
+    [
+        ("vit_h_14", 32, 224, "model.safetensors does not fit the model 'vit_h_14'"),
+        ("regnet_y_128gf", 32, 64, "model.safetensors does not fit the model 'regnet_y_128gf'"),
+        ("vgg19_bn", 32, 512, "model.safetensors does not fit the model 'vgg19_bn'"),
+        ("large", 128, 128, "model.safetensors does not fit the model 'large'"),
+        ("small", 1024, 1024, "size must be a whole number from 16 to 128, not 1024"),
+        ("resnet18", 128, 1024, "input_size must be a whole number from 16 to 512, not 1024"),
+        ("resnet18", 64, 32, "input_size must be no smaller than size"),
+    ],
+)
+def test_a_small_export_that_names_a_large_network_costs_little(export, model, size, input_size, words):
+    from cifar_fastai.pretrained import architectures
+
+    architectures()  # imported before anything is measured
+    edit_config(export, model=model, size=size, input_size=input_size)
+    before = time.process_time()
+
+    def load():
+        with pytest.raises(ExportError, match=words):
+            load_export(export)
+
+    assert peak_of(load) < 300 and time.process_time() - before < 5
+
+
+def test_a_model_that_cannot_be_built(export):
+    timm = pytest.importorskip("timm")
+    for name in ("lambda_resnet50ts", "qwen3_vit_88m_enc", "convnext_xxlarge"):
+        if timm.is_model(name):
+            edit_config(export, model=name, input_size=64)
+            with pytest.raises(ExportError, match=f"{name}' cannot be built here|does not fit the model '{name}'"):
+                load_export(export)
+
+
+def test_a_hollow_network_has_the_weights_of_a_real_one():
+    for name in ("resnet18", "regnet_x_400mf", "vit_b_32", "swin_t", "mobilenet_v3_small"):
+        side = 224 if name == "vit_b_32" else 64
+        hollow, real = (create_architecture(name, 7, side, hollow=hollow) for hollow in (True, False))
+        shapes = [{key: (value.shape, value.dtype) for key, value in each.state_dict().items()} for each in (hollow, real)]
+        assert shapes[0] == shapes[1] and hollow.maps_name == real.maps_name
+        assert all(value.is_meta for value in hollow.state_dict().values())
+
+
 # --- finding -----------------------------------------------------------------------------------------------------
 
 
@@ -396,14 +496,98 @@ def test_the_newest_export_is_the_default(export, tmp_path, monkeypatch):
 
 def test_an_export_replaces_the_older_one_whole(digits_run, tmp_path):
     cwd = tmp_path / "again"
-    (cwd / "exports" / "x").mkdir(parents=True)
-    (cwd / "exports" / "x" / "stale.txt").write_text("old")
+    shutil.copytree(digits_run.export, cwd / "exports" / "x")
+    (cwd / "exports" / "x" / "model.onnx").write_text("stale")
+    write_manifest(cwd / "exports" / "x")
     command = ("--data", "digits", "--recipe", "classic-sgd", "--subset", "200", "--epochs", "1")
     done = call_here("train", *command, "--name", "x", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert not (cwd / "exports" / "x" / "stale.txt").exists()
+    assert not (cwd / "exports" / "x" / "model.onnx").exists()
     assert [path.name for path in (cwd / "exports").iterdir()] == ["x"], "nothing half-made is left"
     load_export(cwd / "exports" / "x")
+
+
+OTHERS = {  # what may be where an export is to go
+    "documents": lambda place, _: (
+        (place / "letters").mkdir(parents=True),
+        (place / "letters" / "a.txt").write_text("dear"),
+    ),
+    "an empty folder": lambda place, _: place.mkdir(),
+    "a file": lambda place, _: place.write_text("dear"),
+    "a link to an export": lambda place, export: place.symlink_to(export),
+    "a link to nothing": lambda place, _: place.symlink_to("nowhere"),
+    "an export and more": lambda place, export: (shutil.copytree(export, place), (place / "notes.txt").touch()),
+    "an export and a folder": lambda place, export: (shutil.copytree(export, place), (place / "more").mkdir()),
+    "an export with a link": lambda place, export: (
+        shutil.copytree(export, place),
+        (place / "README.md").unlink(),
+        (place / "README.md").symlink_to("/etc/hostname"),
+    ),
+    "a manifest of other things": lambda place, _: (
+        place.mkdir(),
+        (place / "MANIFEST.json").write_text('{"files": {}}'),
+    ),
+}
+
+
+def listing(folder):
+    """All that is in a folder: of links where they lead, of files the content."""
+    return {
+        path: path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_nothing_but_an_export_is_replaced(digits_run, export, tmp_path, other):
+    """By none of the ways to an export, and a training is refused before it begins."""
+    cwd = tmp_path / "here"
+    (cwd / "exports").mkdir(parents=True)
+    OTHERS[other](cwd / "exports" / "digits", export)
+    shutil.copytree(digits_run.folder, cwd / "cut")
+    (cwd / "cut" / "metrics.json").unlink()
+    before = listing(cwd / "exports")
+    commands = (
+        ("export", digits_run.folder),
+        ("train", "--resume", "cut"),
+        ("train", "--data", "digits", "--name", "digits"),
+    )
+    for command in commands:
+        done = call_here(*command, cwd=cwd)
+        assert done.returncode == 2 and "exports/digits is no export (" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and listing(cwd / "exports") == before
+    assert not (cwd / "runs").exists()
+    learn = load_learner(export)
+    learn.dls.data = SimpleNamespace(size=32)
+    config = load_export(export).config
+    fields = ("temperature", "unfamiliar_below", "training", "test", "versions", "model", "created", "name")
+    with pytest.raises(UserError, match="is no export"):
+        write_export(cwd / "exports" / "digits", learn, **{name: config[name] for name in fields})
+    assert listing(cwd / "exports") == before
+
+
+def test_where_an_export_can_go(export, tmp_path):
+    exports = tmp_path / "exports"
+    assert check_target(exports, "new") == exports / "new" and not exports.exists()
+    shutil.copytree(export, exports / "old")
+    (exports / "old" / "README.md").write_text("damaged, but an export")
+    assert check_target(exports, "old") == exports / "old" and [path.name for path in exports.iterdir()] == ["old"]
+    for name in ("", ".", "..", "../x", "/etc", str(tmp_path), "a/b", "a\n", "a" * 101, ".hidden", "a b", "a\0"):
+        with pytest.raises(UserError, match="An export cannot be called"):
+            check_target(exports, name)
+    with pytest.raises(UserError, match=r"There is no room for the export .*: it takes about 1,000,000,000,000 MB"):
+        check_target(exports, "new", n_bytes=10**18)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/new could not be written: Not a directory"):
+        check_target(tmp_path / "file", "new")
+
+
+def test_a_training_is_refused_where_its_export_could_not_be_written(tmp_path):
+    (tmp_path / "exports").touch()
+    for more in ((), ("--name", "x"), ("--seeds", "2")):
+        done = call_here("train", "--data", "digits", "--recipe", "classic-sgd", *more, cwd=tmp_path)
+        assert done.returncode == 2 and "could not be written: Not a directory" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
 def test_exports_are_readable_by_others(digits_run):

@@ -29,14 +29,17 @@ def write_run(folder, wrong=(), *, valid=0.9, tta=0.9, seed=1, fingerprint="f", 
     predicted = LABELS.copy()
     predicted[list(wrong)] = (LABELS[list(wrong)] + 1) % 3
     recipe = {"name": "fast", "model": "base", "lr": 0.1, "valid_pct": 0.1, "label_smoothing": 0.0, **recipe}
-    config = {"recipe": recipe, "data": "d", "seed": seed, "subset": None, "device": "cpu"}
+    config = {"name": "r", "recipe": recipe, "data": "d", "seed": seed, "subset": None, "device": "cpu"}
     config |= {"versions": {"python": "3"}, "processes": processes}
+    matrix, shares = confusion_matrix(LABELS, predicted), recall_score(LABELS, predicted, average=None)
+    data = {"source": f"photos-{fingerprint}", "encoding": "PNG", "fingerprint": fingerprint, "n_train": 900, "n_valid": 100}
     metrics = {
         "valid_accuracy": valid, "valid_loss": 0.4, "test_accuracy": float((predicted == LABELS).mean()),
         "test_accuracy_tta": tta, "ece": 0.01, "temperature": 1.0, "n_params": 1000, "epochs_run": 2, "best_epoch": 1,
-        "train_seconds": 60, "images_per_second": 500, "peak_memory_mb": None, "classes": CLASSES,
-        "confusion_matrix": confusion_matrix(LABELS, predicted).tolist(),
-        "data": {"source": f"photos-{fingerprint}", "encoding": "PNG", "fingerprint": fingerprint, "n_test": len(LABELS)},
+        "train_seconds": 60, "images_per_second": 500, "peak_memory_mb": None, "classes": CLASSES, "test_loss": 0.5,
+        "confusion_matrix": matrix.tolist(), "per_class_accuracy": dict(zip(CLASSES, shares.tolist(), strict=True)),
+        "data": {**data, "n_test": len(LABELS)}, "device": "cpu", "hardware": "here", "seed": seed,
+        "versions": {"python": "3"},
     }  # fmt: skip
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -309,15 +312,15 @@ def upside_down(name):
         (lambda folder: (folder / "history.csv").unlink(), "bad is no finished run: history.csv is missing."),
         (replaced("metrics.json", "{"), "bad/metrics.json is damaged (Expecting"),
         (replaced("metrics.json", "[]"), "bad/metrics.json is damaged (no JSON object)."),
-        (replaced("config.json", '{"seed": 1}'), "bad/config.json: recipe is missing"),
+        (replaced("config.json", '{"seed": 1}'), "bad/config.json: name is missing"),
         (edit(valid_accuracy=None), "bad/metrics.json: valid_accuracy is missing"),
-        (edit(valid_accuracy="high"), 'bad/metrics.json is damaged: valid_accuracy is "high", not a share from 0 to 1.'),
-        (edit(test_accuracy_tta=1.5), "bad/metrics.json is damaged: test_accuracy_tta is 1.5, not a share"),
-        (edit(valid_loss=math.nan), "bad/metrics.json is damaged: valid_loss is NaN, not a number."),
-        (edit(n_params=0), "bad/metrics.json is damaged: n_params is 0, not a positive whole number."),
-        (edit(data={"source": "d", "encoding": "PNG"}), "bad/metrics.json: data.fingerprint is missing"),
-        (edit(data=[1]), "bad/metrics.json is damaged: data holds no fields."),
-        (edit(confusion_matrix=[[1, 2], [3]]), "bad/metrics.json is damaged: confusion_matrix does not hold"),
+        (edit(valid_accuracy="high"), "bad/metrics.json: valid_accuracy must be a share from 0 to 1, not 'high'."),
+        (edit(test_accuracy_tta=1.5), "bad/metrics.json: test_accuracy_tta must be a share from 0 to 1, not 1.5."),
+        (edit(valid_loss=math.nan), "bad/metrics.json is damaged (NaN is no JSON)."),
+        (edit(n_params=0), "bad/metrics.json: n_params must be a whole number from 1 to 10^15, not 0."),
+        (edit(data={"source": "d", "encoding": "PNG"}), "bad/metrics.json: data.fingerprint is missing."),
+        (edit(data=[1]), "bad/metrics.json: data must hold fields, not a list."),
+        (edit(confusion_matrix=[[1, 2], [3]]), "bad/metrics.json: confusion_matrix must have a row and a column"),
         (edit(classes=["ant", "cat", "bee"]), "bad/metrics.json is damaged: other classes than"),
         (replaced("history.csv", "epoch,valid_loss,accuracy\n1,high,0.5\n"), "bad/history.csv is damaged (ValueError"),
         (

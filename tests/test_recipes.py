@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import re
+import time
 
 import pytest
 from conftest import call, call_here
@@ -248,3 +250,35 @@ def test_a_run_by_a_file_is_resumed_by_its_own_recipe(recipe_file, tmp_path, mon
     (tmp_path / "my.toml").unlink()
     assert main("train", ["--resume", str(folder)]) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_files_that_would_take_long(tmp_path):
+    """A pipe, a device, a megabyte of brackets, numbers without end, bases of bases: refused at once, in one line."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "device.toml").symlink_to("/dev/zero")
+    (tmp_path / "long.toml").write_text("lr = " + "[" * 1_000_000)
+    (tmp_path / "nested.toml").write_text("lr = " + "[" * 50_000)
+    (tmp_path / "digits.toml").write_text("epochs = 1" + "0" * 4000)
+    (tmp_path / "digits2.toml").write_text("epochs = 1" + "0" * 5000)
+    (tmp_path / "word.toml").write_text(f'optimizer = "{"z" * 90_000}"')
+    (tmp_path / "field.toml").write_text(f"{'z' * 90_000} = 1")
+    (tmp_path / "0.toml").write_text('base = "cpu"\n')
+    for number in range(1, 3000):
+        (tmp_path / f"{number}.toml").write_text(f'base = "{number - 1}.toml"\n')
+    assert get_recipe(tmp_path / "9.toml").bs == RECIPES["cpu"].bs
+    before = time.process_time()
+    for name, words in (
+        ("pipe", "it is no regular file"),
+        ("device", "it is no regular file"),
+        ("long", "it is longer than 100 kB"),
+        ("nested", "is not TOML"),
+        ("digits", "epochs must be a whole number up to 1,000,000,000"),
+        ("digits2", "is not TOML"),
+        ("word", "optimizer must be one of"),
+        ("field", "A recipe has no field"),
+        ("2999", "of more than 10 recipes"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            get_recipe(tmp_path / f"{name}.toml")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 15 * len(str(tmp_path)) + 700
+    assert time.process_time() - before < 5

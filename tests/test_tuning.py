@@ -3,15 +3,18 @@
 import csv
 import dataclasses
 import json
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 from conftest import call_here, environment
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -206,3 +209,52 @@ def test_what_cannot_be_opened_is_named(tmp_path):
 def test_something_must_be_left_to_tune(tmp_path):
     with pytest.raises(UserError, match="Nothing is left to tune"):
         tune(SHORT, options_for(tmp_path), 1, fixed=tuple(search_space(SHORT)))
+
+
+def test_what_a_killed_trial_has_left_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary" / "cifar_fastai-trial-dead"
+    (left / "trial").mkdir(parents=True)
+    (left / "lock").touch()
+    tune(SHORT, options_for(tmp_path), 1)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_study_that_cannot_be_written_any_more(tmp_path):
+    """The limit on the size of a file is met as a full disk is, while the trials' own files have room."""
+    options = options_for(tmp_path)
+    folder = options.out / "tune-classic-adam-digits"
+    tune(SHORT, options, 1)
+    study = read_study(folder / "study.journal", "classic-adam-digits")
+    study.set_user_attr("padding", "x" * 20_000_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "study.journal").stat().st_size + 1500, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .*File too large.*repeat the command") as caught:
+            tune(SHORT, options, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("at", ["/proc/version", "/dev/full", "sqlite:////proc/study.db"])
+def test_a_study_where_nothing_can_be_written(tmp_path, at):
+    with pytest.raises(UserError, match=r"^The study .* cannot be opened \(") as caught:
+        tune(SHORT, options_for(tmp_path), 1, at)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "params", [{"weights": "/dev/zero"}, {"lr": 1e9}, {"epochs": 10**9}, {"bs": 1}], ids=["path", "far", "epochs", "bs"]
+)
+def test_a_study_of_somebody_elses_decides_values_of_the_space_alone(tmp_path, params):
+    options = options_for(tmp_path)
+    folder = tune(SHORT, options, 1)
+    best = (folder / "best.toml").read_bytes()
+    study = read_study(folder / "study.journal", "classic-adam-digits")
+    ((name, value),) = params.items()
+    kind = CategoricalDistribution([value]) if isinstance(value, str) else FloatDistribution(0, 1e10)
+    study.add_trial(optuna.create_trial(params={name: value}, distributions={name: kind}, value=1.0))
+    with pytest.raises(UserError, match="holds other things than this command writes"):
+        tune(SHORT, options, 2)
+    assert (folder / "best.toml").read_bytes() == best
