@@ -162,7 +162,8 @@ def _add_training_arguments(parser):
         type=float,
         default=recipe,
         metavar="P",
-        help=f"validation share of the training split, {MIN_VALID_PCT:.2f} to {MAX_VALID_PCT:.2f} (default: the recipe's)",
+        help=f"validation share of the training split, {MIN_VALID_PCT:.2f} to {MAX_VALID_PCT:.2f}, where the data has no "
+        "validation split of its own (default: the recipe's)",
     )
     add("--bs", type=int, default=recipe, metavar="N", help="images in a batch (default: the recipe's)")
     add("--lr", type=float, default=recipe, metavar="X", help="highest learning rate (default: the recipe's)")

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS
+from conftest import COLOURS, call_here
 from PIL import Image
 from test_errors import bound_by_permissions
 
@@ -22,6 +24,7 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.errors import DataError
 from cifar_fastai.folders import list_folder
 from cifar_fastai.sources import read_data
+from cifar_fastai.tuning import without_test_split
 
 RECIPE = get_recipe("classic-adam", bs=8)
 CAFES = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
@@ -136,6 +139,23 @@ def test_names_of_the_splits_in_any_case(source, name):
     data = read_data(source(files | {f"{name}/cat/1.png": picture(80)}))
     assert counts(data) == {"train": 12, "valid": 1, "test": 4, "all": 17}
     assert data.warnings == ("1 classes of train/ not in valid/: dog",)
+
+
+def test_a_training_says_which_images_validate(tmp_path, pictures):
+    """Even beside --valid-pct, and in a test split without one of the classes."""
+    (pictures / "valid").mkdir()
+    for name in COLOURS:
+        (pictures / "valid" / name).mkdir()
+        (pictures / "train" / name / f"{name}-000.png").rename(pictures / "valid" / name / "0.png")
+    shutil.rmtree(pictures / "test/green")
+    arguments = ("--recipe", "classic-sgd", "--epochs", "1", "--valid-pct", "0.2", "--name", "own")
+    done = call_here("train", "--data", pictures, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = "57 training, 3 validation (the source's own; --valid-pct is not used), 8 test images of 3 classes"
+    assert words in done.stdout and "1 classes of train/ not in test/: green" in done.stdout
+    (metrics,) = (tmp_path / "runs").glob("*/metrics.json")
+    data = json.loads(metrics.read_bytes())["data"]
+    assert (data["n_train"], data["n_valid"], data["n_test"]) == (57, 3, 8)
 
 
 def test_folders_around_the_data_set(source):
@@ -263,6 +283,12 @@ def test_subset_is_drawn_from_the_training_images(source):
     data = read_data(source(some(**extra, **{"valid/cat/8.png": picture(80), "valid/dog/9.png": picture(81)})))
     dls = dataloaders(data, RECIPE, subset=20)
     assert len(dls.train_ds) == 20 and max(dls.train_ds.items) < 32 and list(dls.valid_ds.items) == [32, 33]
+
+
+def test_tuning_keeps_the_own_validation_split(source):
+    data = without_test_split(read_data(source(some(**{"valid/cat/8.png": picture(80), "valid/dog/9.png": picture(81)}))))
+    dls = dataloaders(data, RECIPE)
+    assert (len(dls.train_ds), list(dls.valid_ds.items), dls.test) == (12, [12, 13], None)
 
 
 # --- what can be judged but not trained on ------------------------------------------------------------------------
@@ -428,6 +454,10 @@ def end_of_members(path) -> bytes:
     return path.read_bytes()[:end]
 
 
+N_BYTES = 5_000_000 // 512 * 512
+ATTRIBUTES = header("x", b"x", N_BYTES) + f"{N_BYTES} comment=".encode().ljust(N_BYTES - 1, b"x") + b"\n"
+ATTRIBUTES += header("train/cat/9.png", b"0", 0)
+
 ODD_ARCHIVES = {
     "a name that is no UTF-8": lambda path: zipped(
         path, some(**{"train/cat/éé.png": picture(1)}), lambda data: data.replace("éé".encode(), b"\xff\xfe\xff\xfe")
@@ -448,9 +478,7 @@ ODD_ARCHIVES = {
     "a sparse file of negative size": lambda path: as_tar(path, **pax(GNU_sparse_realsize="-1")),
     "a negative size": lambda path: as_tar(path, **pax(size="-1000")),
     "a size beyond all": lambda path: as_tar(path, **pax(size="9" * 30)),
-    "attributes of 3 GB": lambda path: path.write_bytes(
-        end_of_members(path) + header("x", b"x", 3_000_000_000) + bytes(10**7)
-    ),
+    "attributes of 5 MB": lambda path: path.write_bytes(end_of_members(path) + ATTRIBUTES + bytes(1024)),
     "names of names of names": lambda path: path.write_bytes((header("x", b"L", 5) + b"abcd".ljust(512, b"\0")) * 1500),
     "twice": lambda path: path.write_bytes(2 * gzip.compress(as_tar(path).read_bytes())),
     "and more": lambda path: path.write_bytes(gzip.compress(as_tar(path).read_bytes()) + b"more"),
