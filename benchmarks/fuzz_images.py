@@ -1,15 +1,16 @@
 """Damaged image files by the thousand: `decode_image` may let nothing but BadImage escape, in bounded time and memory.
 
-    python benchmarks/fuzz_images.py [--files 50000] [--seed 0] [--json FILE]
+    python benchmarks/fuzz_images.py [--files 50000] [--structured 5400] [--seed 0] [--json FILE]
 
 Good files of every format and many modes are cut, spliced, flipped and overwritten at random, half of the PNGs with their
-checksums repaired, so that the damage gets further. A file that takes longer than ten seconds is a fault. Each mutant is
-made from its number alone: a fault names the number, and the number makes the file again.
+checksums repaired, so that the damage gets further. Then come files that somebody built to take long or much
+(`hostile_images.py`), each judged in a process of its own, so that its memory is known. More than three seconds of computing
+or a gigabyte is a fault. Each file is made from its number alone: a fault names the number, and the number makes it again.
 """
 
 import argparse
-import io
 import json
+import os
 import random
 import resource
 import signal
@@ -22,11 +23,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from hostile_images import encoded, hostile
 from PIL import Image
 
 from cifar_fastai.images import BadImage, decode_image, fit_image
 
-LIMIT_SECONDS = 10
+LIMIT_SECONDS = 3  # of computing
+LIMIT_MB = 1000
+MOST = ("seconds_read", "seconds_refused", "memory_mb")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 EXTREMES = [
     b"\0\0\0\0",
@@ -75,12 +79,6 @@ def good_files() -> list[bytes]:
     for file in files:
         assert decode_image(file).mode == "RGB"
     return files
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 # --- damage ------------------------------------------------------------------------------------------------------
@@ -153,7 +151,7 @@ def repair_checksums(png: bytearray) -> None:
 
 def judge(data: bytes) -> str:
     """What became of a file: "read", the reason it was refused for, or "fault: …"."""
-    signal.alarm(LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
     try:
         picture = fit_image(decode_image(data), 32)
         return "read" if (picture.mode, picture.size) == ("RGB", (32, 32)) else f"fault: {picture}"
@@ -164,27 +162,76 @@ def judge(data: bytes) -> str:
             raise
         return f"fault: {type(error).__name__}: {error}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def too_slow(*_):
     raise TooSlow(f"more than {LIMIT_SECONDS} seconds")
 
 
+def judge_apart(data: bytes) -> tuple[str, float, float]:
+    """What became of a file in a process of its own, the seconds that this computed, and the megabytes that it grew by."""
+    ours, its = os.pipe()
+    child = os.fork()
+    if not child:
+        memory = peak_mb()
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # what never returns to Python is ended too
+        start = time.process_time()
+        outcome = judge(data)
+        os.write(its, json.dumps((outcome, time.process_time() - start, peak_mb() - memory)).encode())
+        os._exit(0)
+    os.close(its)
+    with os.fdopen(ours, "rb") as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    outcome, seconds, memory = json.loads(said) if said else ("fault: ended by the system", 60.0, 0.0)
+    if memory > LIMIT_MB:
+        outcome = f"fault: {memory:.0f} MB"
+    return outcome, seconds, memory
+
+
+def judge_structured(n: int, seed: int) -> dict:
+    """Files built to take long or much, as figures by kind. Where a machine is busy, what took long is measured thrice."""
+    kinds, n_faults = {}, 0
+    for number in range(n):
+        kind, data = hostile(number, seed)
+        results = [judge_apart(data)]
+        while results[-1][1] > 1 and len(results) < 3:
+            results.append(judge_apart(data))
+        outcome, seconds, memory = min(results, key=lambda result: result[1])
+        if outcome.startswith("fault"):
+            n_faults += 1
+            print(f"structured file {number}, {kind}: {outcome}", file=sys.stderr)
+        figures = kinds.setdefault(
+            kind, {"read": 0, "refused": 0, "seconds_read": 0.0, "seconds_refused": 0.0, "memory_mb": 0.0}
+        )
+        end = "read" if outcome == "read" else "refused"
+        figures[end] += 1
+        figures[f"seconds_{end}"] = max(figures[f"seconds_{end}"], seconds)
+        figures["memory_mb"] = max(figures["memory_mb"], memory)
+    most = {f"most_{name}": max((kind[name] for kind in kinds.values()), default=0) for name in MOST}
+    return {"files": n, "faults": n_faults, **most, "kinds": kinds}
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--structured", type=int, default=5400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # Pillow's remarks about what it mends
-    signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     files, outcomes, slowest, n_faults = good_files(), Counter(), 0.0, 0
     for number in range(options.files):
         data = mutant(files, number, options.seed)
-        start = time.perf_counter()
+        start = time.process_time()
         outcome = judge(data)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         if outcome.startswith("fault"):
             n_faults += 1
             print(f"file {number}: {outcome}", file=sys.stderr)
@@ -194,12 +241,13 @@ def main() -> int:
         "faults": n_faults,
         "outcomes": dict(outcomes.most_common()),
         "slowest_seconds": slowest,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "peak_memory_mb": peak_mb(),
+        "structured": judge_structured(options.structured, options.seed),
     }
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if n_faults else 0
+    return 1 if n_faults or result["structured"]["faults"] else 0
 
 
 if __name__ == "__main__":

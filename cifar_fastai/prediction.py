@@ -65,7 +65,8 @@ def _images_in(folder: Path) -> list[Answer]:
     for place, files, error in _walk(str(folder)):
         found += [Answer(str(path)) for path in map(Path, files) if path.suffix.lower() in EXTENSIONS]
         if error:
-            found.append(Answer(place, error=f"{place}: this folder cannot be read ({error.strerror or error})."))
+            path = str(Path(place))
+            found.append(Answer(path, error=f"{path}: this folder cannot be read ({error.strerror or error})."))
     return sorted(found, key=lambda answer: Path(answer.path))
 
 
