@@ -24,38 +24,63 @@ from cifar_fastai.recipes import (
     get_recipe,
     nearest,
 )
+from cifar_fastai.terminal import in_words, keep_streams, printable, say, tell_of_trouble, trouble, warn
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
 LONGEST = 75 * 60  # seconds that `auto` gives a training on a CPU, if a quicker recipe is at hand
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
+ANSWERS = (None, "predict", "evaluate", "compare", "data")  # commands that are run for what they print; None: --help
 
 
 def main(command: str | None = None, argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. command: given by the scripts that are one (train.py and so on)."""
     atexit.register(gc.freeze)  # a last search for garbage among all that was imported would take Python two seconds
-    argv = sys.argv[1:] if argv is None else argv
+    keep_streams()
+    name = None
+    try:
+        options = _parse(command, sys.argv[1:] if argv is None else argv)
+        name = options.command if getattr(options, "recipe", None) != "help" else None
+        if name not in ANSWERS:
+            tell_of_trouble()
+        code = _run(options)
+    except SystemExit as end:  # argparse's, or a second signal's
+        code = end.code
+    sys.stdout.flush()
+    lost = trouble(sys.stdout)
+    if lost is None or isinstance(lost, BrokenPipeError):  # a reader that has left has had enough
+        return code
+    if name in ANSWERS:
+        print(f"error: standard output cannot be written: {lost.strerror}.", file=sys.stderr)
+    return code or (UserError.exit_code if name in (*ANSWERS, "find-lr") else 0)
+
+
+def _parse(command: str | None, argv: list[str]) -> argparse.Namespace:
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
     options.program = f"python {Path(sys.argv[0]).name}" if command else f"{_program()} {argv[0]}"
+    return options
+
+
+def _run(options) -> int:
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
     for category in (ExportWarning, TrackingWarning):
         warnings.filterwarnings("always", category=category)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warn(message)
     try:
-        code = options.function(options)
-        sys.stdout.flush()  # here, where a reader that has left is expected
-        return code
-    except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return options.function(options)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             import traceback
 
-            traceback.print_exc()
+            _print_error(traceback.format_exc().rstrip())
         words, code = _explain(error)
-        print(words, file=sys.stderr)
+        _print_error(words)
         return code
+
+
+def _print_error(text: str) -> None:
+    """With its own line breaks; all else in it that rules a terminal may be text of users."""
+    print(*map(printable, text.split("\n")), sep="\n", file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -72,7 +97,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"error: {error.filename} cannot be used: {error.strerror}.", UserError.exit_code
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"error: a fault of the program, not yours ({reason}). --debug shows where, which is what a report needs.", 1
+    return f"error: internal error, please report it ({reason}). --debug shows the traceback.", 1
 
 
 def _program() -> str:
@@ -105,7 +130,7 @@ class _Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (-\S+)", message)
         hint = nearest(unknown[1], known) if unknown else ""
-        self.exit(2, f"error: {message}.{hint} `{self.prog} --help` lists what can be given.\n")
+        self.exit(2, f"error: {printable(message)}.{hint} `{self.prog} --help` lists what can be given.\n")
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -124,7 +149,7 @@ def _add_command(parser, name: str):
     function, add_arguments, _ = COMMANDS[name]
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, command=name)
 
 
 # --- train -------------------------------------------------------------------------------------------------------
@@ -246,7 +271,7 @@ def _in_time(options, overrides: dict) -> tuple[str, str] | None:
     from cifar_fastai.cache import load_data
     from cifar_fastai.data import dataloaders
     from cifar_fastai.learner import create_learner
-    from cifar_fastai.training import in_words, seconds_to_train
+    from cifar_fastai.training import seconds_to_train
 
     recipe = get_recipe("cpu", **overrides)
     recipe = replace(recipe, epochs=min(recipe.epochs, 30))
@@ -273,7 +298,7 @@ def _training(options):
 
     from cifar_fastai.cache import load_data
     from cifar_fastai.models import MODELS
-    from cifar_fastai.run import RunOptions, pick_device, say
+    from cifar_fastai.run import RunOptions, pick_device
 
     device = pick_device(getattr(options, "device", None))
     if name == "auto":
@@ -338,7 +363,7 @@ def _find_lr(options) -> int:
 
     _, search = find_lr(recipe, run_options)
     words = [*_without("--lr", options.argv), "--lr", f"{search.suggestions[CHOICE]:.2g}"]
-    print(f"try      {_program()} train {shlex.join(words)}")
+    say("try", f"{_program()} train {shlex.join(words)}")
     return 0
 
 
@@ -491,13 +516,14 @@ def _evaluate(options) -> int:
         corrupt_export(export, data)
         return 0
     figures = evaluate_export(export, data)
-    print(f"data      {data.n_test:,} test images of {data.source} ({data.encoding})")
+    print(f"data      {data.n_test:,} test images of {printable(data.source)} ({data.encoding})")
     print(f"accuracy  {with_interval(figures['test_accuracy'], figures['test_accuracy_interval'])}")
     print(f"with TTA  {figures['test_accuracy_tta']:.2%}")
     print(f"top 2     {figures['test_top2_accuracy']:.2%}")
     print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
     for name, row in figures["per_class"].items():
-        print(f"  {name:<16} recall {row['recall']:>7.2%}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
+        shares = f"recall {row['recall']:>7.2%}  precision {row['precision']:>7.2%}"
+        print(f"  {printable(name):<16} {shares}  {row['support']:>6,} images")
     return 0
 
 
@@ -532,8 +558,8 @@ def _export(options) -> int:
         folder = reexport_run(options.what, Path("exports"), options.name, options.data)
     if options.onnx:
         path, difference, digest = write_onnx(folder, options.expect_digest)
-        print(f"onnx     {path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
-        print(f"digest   {digest}: the export's new one")
+        say("onnx", f"{path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
+        say("digest", f"{digest}: the export's new one")
     return 0
 
 
@@ -585,11 +611,12 @@ def _data(options) -> int:
     from cifar_fastai.cache import cache_entries, cache_folder
 
     entries = cache_entries(options.verify)
-    print(f"kept in {cache_folder()}: {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
+    print(f"kept in {printable(cache_folder())}: {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
     for entry in entries:
         verdict = (entry.damage and f"DAMAGED: {entry.damage}") or ((options.verify and "whole") or "")
-        print(f"  {entry.bytes / 1e6:>8,.1f} MB  {entry.path.name}  {entry.about}  {verdict}".rstrip())
-    print(f"--data: {options.data}")
+        about = printable(f"{entry.path.name}  {entry.about}  {verdict}")
+        print(f"  {entry.bytes / 1e6:>8,.1f} MB  {about}".rstrip())
+    print(f"--data: {printable(options.data)}")
     return DataError.exit_code if any(entry.damage for entry in entries) else 0
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from cifar_fastai.checkpoints import LAST, PREVIOUS, write_whole
 from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
 from cifar_fastai.errors import UserError
-from cifar_fastai.evaluation import draw_training, evaluate
+from cifar_fastai.evaluation import draw_evaluation, draw_training, evaluate
 from cifar_fastai.learner import create_learner, precision
 from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
@@ -40,6 +41,7 @@ from cifar_fastai.runfolder import (
     write_json,
 )
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import say
 from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
 
@@ -160,11 +162,16 @@ def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder:
             say("logging", tracker.where)
         training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts)
 
-        draw_training(learn, training, folder)
-        metrics = evaluate(learn, folder) | _record(learn, recipe, origin, training, options)
-        record_metrics(folder, metrics, config)
+        found, test = evaluate(learn, folder)
+        metrics = found | _record(learn, recipe, origin, training, options)
+        write_json(folder / "metrics.json", metrics)
         export = options.exports / config["name"]
-        export_run(export, learn, config["name"], recipe, metrics)
+        digest = export_run(export, learn, config["name"], recipe, metrics)  # before the pictures, whatever becomes of them
+        learn.model.to(learn.dls.device)
+        draw_training(learn, training, folder)
+        draw_evaluation(learn, found, test, folder)
+        report_metrics(folder, metrics, config)
+        tell_of_export(export, digest)
         for tracker in trackers:
             tracker.record(folder, metrics)
         write_json(folder / "metrics.json", metrics | {"export": str(export)})
@@ -177,9 +184,8 @@ def be_deterministic() -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
-    """Write metrics.json and report.html, and say what came out."""
-    write_json(folder / "metrics.json", metrics)
+def report_metrics(folder: Path, metrics: dict, config: dict) -> None:
+    """Write report.html, and say what came out."""
     accuracy = with_interval(metrics["test_accuracy"], metrics["test_accuracy_interval"])
     say(
         "test",
@@ -272,12 +278,12 @@ def _record(learn: Learner, recipe: Recipe, origin: str, training: Training, opt
     }
 
 
-def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) -> None:
-    """Export a run's learner with the figures of its metrics.json, and say where it is."""
+def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) -> str:
+    """Export a run's learner with the figures of its metrics.json; returns the export's digest."""
     data = metrics["data"]
     training_data = f"{data['source']}, {data['n_train']:,} images ({data['encoding']})"
     keys = ("n_params", "epochs_run", "best_epoch", "seed", "device", "hardware", "train_seconds", "git_commit")
-    digest = write_export(
+    return write_export(
         folder,
         learn,
         name=name,
@@ -294,7 +300,11 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],
     )
-    say("export", f"{folder}: try `python -m cifar_fastai predict --export {folder} IMAGE`, or `serve` instead of `predict`")
+
+
+def tell_of_export(folder: Path, digest: str) -> None:
+    command = f"python -m cifar_fastai predict --export {shlex.quote(str(folder))} IMAGE"
+    say("export", f"{folder}: try `{command}`, or `serve` instead of `predict`")
     say("digest", f"{digest}: to be given to --expect-digest where the export is used")
 
 
@@ -347,8 +357,3 @@ def git_commit() -> str | None:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def say(what: str, words) -> None:
-    """A line of progress: what it is about, and the words."""
-    print(f"{what:<8} {words}", flush=True)

@@ -31,6 +31,7 @@ from cifar_fastai.download import CIFAR10, digests, fetch
 from cifar_fastai.errors import DataError
 from cifar_fastai.images import EXTENSIONS, MAX_BYTES, TOO_LARGE, BadImage, decode_image, fit_image
 from cifar_fastai.recipes import nearest
+from cifar_fastai.terminal import progress_bar
 
 SPLITS = ("train", "test")
 BATCH_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
@@ -211,10 +212,7 @@ def _from_files(files: Iterable[_File], source: str, size: int, sha256: str | No
 def _progress(what: str):
     """Gives a function that takes the share done: it moves a bar on a terminal, and elsewhere says once what takes long."""
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with progress_bar(sys.stderr) as bar:
             task = bar.add_task(what, total=100)
             yield lambda share: bar.update(task, completed=100 * share)
         return

@@ -23,6 +23,7 @@ from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import fit
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.resuming import Checkpoints, load_own, load_weights, weights
+from cifar_fastai.terminal import in_words, progress_bar
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "seconds")
 MONITOR = {"monitor": "valid_loss", "comp": np.less}
@@ -373,12 +374,7 @@ class Progress(Callback):
             self.bar.stop()
 
     def _start_bar(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-        bar = Bar(*columns, console=Console(file=self.out), transient=True)
+        bar = progress_bar(self.out)
         total = self.n_epoch * len(self.dls.train)
         self.task = bar.add_task(f"epoch {self.first_epoch + 1}", total=total, completed=self.train_iter)
         bar.start()
@@ -413,15 +409,6 @@ class Progress(Callback):
 
     def _say(self, line):
         if self.bar:
-            self.bar.console.print(line, highlight=False)
+            self.bar.console.print(line)
         else:
             print(line, file=self.out, flush=True)
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits it: "40 seconds", "59 minutes", "3.5 hours"."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"
