@@ -12,7 +12,6 @@ import shlex
 import statistics
 import textwrap
 from dataclasses import dataclass, fields, replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from cifar_fastai.errors import UserError
 from cifar_fastai.metrics import per_class, wilson_interval
 from cifar_fastai.pretrained import FROM_SCRATCH
 from cifar_fastai.recipes import DESCRIPTION, Recipe
-from cifar_fastai.report import page, picture, table
+from cifar_fastai.report import escape, page, picture, table
 from cifar_fastai.runfolder import read_finished
 from cifar_fastai.terminal import printable, say
 

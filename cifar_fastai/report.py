@@ -1,9 +1,11 @@
 """report.html: a run on one page that needs nothing but itself."""
 
 import base64
+import html
 import json
-from html import escape
 from pathlib import Path
+
+from cifar_fastai.terminal import printable
 
 SECTIONS = {  # the pictures, by what they answer
     "How good it is": {
@@ -93,6 +95,11 @@ def page(title: str, body: str) -> str:
 {body}
 </html>
 """
+
+
+def escape(text) -> str:
+    """Text of users, or of this program, as HTML that shows just that."""
+    return html.escape(printable(text))
 
 
 def picture(caption: str, png: bytes) -> str:

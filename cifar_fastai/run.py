@@ -22,8 +22,9 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import LAST, PREVIOUS, write_whole
 from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
-from cifar_fastai.errors import UserError
+from cifar_fastai.errors import Interrupted, UserError
 from cifar_fastai.evaluation import draw_evaluation, draw_training, evaluate
+from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import create_learner, precision
 from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
@@ -198,27 +199,48 @@ def report_metrics(folder: Path, metrics: dict, config: dict) -> None:
 def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     """Run n times, with seeds from options.seed on; leave every figure and the spread in a JSON file and return its path.
 
-    Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
+    Each run has a folder and an export of its own, with its seed in their names; the file is written anew after each. Raises
+    as `run` does.
     """
     check_alone("--seeds")
     name = options.name or f"{recipe.name}-{_as_name(Path(options.source).name)}"
-    runs = []
-    for seed in range(options.seed, options.seed + n):
-        say("seed", f"{seed}, run {len(runs) + 1} of {n}")
-        folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-        runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
-    columns = {key: [row[key] for row in runs] for key in SPREAD}
-    summary = {"name": name, "n": n, "mean": {}, "std": {}, "runs": runs}
-    for key, values in columns.items():
-        summary["mean"][key], summary["std"][key] = statistics.mean(values), statistics.stdev(values)
-    path = options.out / f"{runs[0]['folder']}-to-{runs[-1]['seed']}.json"
-    write_json(path, summary)
+    last, runs = options.seed + n - 1, []
+    try:
+        with Interrupts("the seed that had just begun is not saved"):  # in a run its own ones, which save
+            for seed in range(options.seed, last + 1):
+                say("seed", f"{seed}, run {len(runs) + 1} of {n}")
+                folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
+                metrics = json.loads((folder / "metrics.json").read_bytes())
+                runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
+                path = options.out / f"{runs[0]['folder']}-to-{last}.json"
+                write_json(path, _spread(name, runs))
+    except Interrupted as signal:
+        done = f"\nFinished: {len(runs)} of {n} seeds" + (f", their spread is in {path}." if runs else ".")
+        raise Interrupted(signal.signal_number, f"{signal}{done}{_remaining(options, name, seed, last)}") from None
+    summary = _spread(name, runs)
     for key in ("test_accuracy", "test_accuracy_tta"):
-        each = ", ".join(f"{value:.2%}" for value in columns[key])
+        each = ", ".join(f"{row[key]:.2%}" for row in runs)
         say("seeds", f"{key}: mean {summary['mean'][key]:.2%}, standard deviation {summary['std'][key]:.2%} ({each})")
     say("seeds", path)
     return path
+
+
+def _spread(name: str, runs: list[dict]) -> dict:
+    """What the JSON file over several seeds holds. One alone has no standard deviation."""
+    columns = {key: [row[key] for row in runs] for key in SPREAD}
+    mean = {key: statistics.mean(values) for key, values in columns.items()}
+    std = {key: statistics.stdev(values) if len(runs) > 1 else None for key, values in columns.items()}
+    return {"name": name, "n": len(runs), "mean": mean, "std": std, "runs": runs}
+
+
+def _remaining(options: RunOptions, name: str, interrupted: int, last: int) -> str:
+    """How to train the seeds after the one that was interrupted; `compare` takes all of them together."""
+    n = last - interrupted
+    if not n or not options.command:
+        return ""
+    same_name = f" --name {name}-seed{last}" if n == 1 else ""  # one seed alone is not in the name by itself
+    command = f"{options.command} --seed {interrupted + 1} --seeds {n}{same_name}"
+    return f" Then train the rest with: {command}; `compare` takes all the run folders together."
 
 
 def run_name(recipe: Recipe, options: RunOptions, data: ImageData) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 # What rules a terminal, ends a line or turns the order of letters round; and surrogates, which no encoding has.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+MARKDOWN = re.compile(r"[\\`*\[\]<>|#&~$!]|(?<![^\W_])_|_(?![^\W_])")  # what means something in the middle of a line
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
@@ -45,6 +46,11 @@ def printable(text) -> str:
 def cell(text: str) -> str:
     """Text of users for a table that is opened in a spreadsheet: what would be a formula there begins with an apostrophe."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def markdown(text: str) -> str:
+    """Text of users for a line, or a cell of a table, of Markdown."""
+    return MARKDOWN.sub(r"\\\g<0>", printable(text))
 
 
 def shortened(text: str, length: int) -> str:

@@ -6,6 +6,7 @@ import io
 import math
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,9 +109,10 @@ def seconds_to_train(learn: Learner, recipe: Recipe) -> float:
 
 
 def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
-    """`fit`, with a clear error where memory does not suffice."""
+    """`fit`, with a clear error where memory does not suffice, or a batch for its normalisation."""
     try:
-        return fit(learn, recipe, cbs)
+        with batch_large_enough(learn):
+            return fit(learn, recipe, cbs)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -126,6 +128,20 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
         else "and no smaller one was found to fit: try a smaller --model or --bs."
     )
     raise UserError(f"There is not enough memory for a batch of {bs} images, {way_out}")
+
+
+@contextmanager
+def batch_large_enough(learn: Learner):
+    """Raises UserError where torch says, in a first step, that a batch is too small for BatchNorm to normalise over."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        least = 2 * learn.processes.size
+        raise UserError(
+            f"One image at a time is too little for this network's BatchNorm to normalise over: try --bs {least} or more."
+        ) from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
