@@ -27,6 +27,7 @@ from cifar_fastai.recipes import (
 from cifar_fastai.terminal import in_words, keep_streams, printable, say, tell_of_trouble, trouble, warn
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
+MOST_SEEDS = 1000
 LONGEST = 75 * 60  # seconds that `auto` gives a training on a CPU, if a quicker recipe is at hand
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
 ANSWERS = (None, "predict", "evaluate", "compare", "data")  # commands that are run for what they print; None: --help
@@ -250,8 +251,8 @@ def _train(options) -> int:
         asked = _given(options)
         resume(asked.pop("resume"), asked.pop("data", None), **asked)
         return 0
-    if options.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds must be at least 1 and at most {MOST_SEEDS}, not {options.seeds}.")
     recipe, run_options = _training(options)
     from cifar_fastai.run import run, run_seeds
 

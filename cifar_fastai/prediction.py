@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import itertools
 import json
 import os
@@ -163,7 +164,8 @@ def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> i
     style: "text" (a line of path, class and confidence, tabs between them), "json" (a line with one object) or "csv".
     """
     # UTF-8 wherever it goes, and a file name that is none is no reason to stop.
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     write, n_errors = WRITERS[style], 0
     if style == "csv":
         write("path", [("label", "confidence"), *((f"label_{k}", f"confidence_{k}") for k in range(2, topk + 1))])

@@ -83,11 +83,12 @@ def progress_bar(stream, *columns):
 class _Lasting(io.RawIOBase):
     """A file to write to that takes everything: what cannot be written is dropped, and the first reason kept.
 
-    raw: the file underneath, None if it was closed from the start. tell: is called with the first reason.
+    stream: the one whose file it is, None if that is closed. number: of its descriptor. tell: gets the first reason.
     """
 
-    def __init__(self, raw: io.RawIOBase | None, number: int):
-        self.raw, self.number = raw, number
+    def __init__(self, stream: io.TextIOWrapper | None, number: int):
+        self.stream, self.number = stream, number  # kept, for with the stream its file would be closed
+        self.raw = stream and getattr(stream.buffer, "raw", stream.buffer)  # the latter under `python -u`
         self.trouble: OSError | None = None
         self.tell: Callable[[OSError], None] | None = None
 
@@ -120,17 +121,12 @@ class _Lasting(io.RawIOBase):
 
 def lasting(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
     """A standard stream as `keep_streams` makes it. stream: what it replaces; None if its descriptor `number` is closed."""
+    file = io.BufferedWriter(_Lasting(stream, number))
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(_Lasting(None, number)), "utf-8", "backslashreplace", line_buffering=True)
+        return io.TextIOWrapper(file, "utf-8", "backslashreplace", line_buffering=True)
     stream.flush()
-    raw = getattr(stream.buffer, "raw", stream.buffer)  # the latter under `python -u`
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(raw, number)),  # type: ignore[arg-type]  # typeshed takes it for buffered
-        stream.encoding,
-        "backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+    how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+    return io.TextIOWrapper(file, stream.encoding, "backslashreplace", **how)
 
 
 def keep_streams() -> None:

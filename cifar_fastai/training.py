@@ -109,9 +109,9 @@ def seconds_to_train(learn: Learner, recipe: Recipe) -> float:
 
 
 def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
-    """`fit`, with a clear error where memory does not suffice, or a batch for its normalisation."""
+    """`fit`, with a clear error where memory does not suffice, and as `clear_errors`."""
     try:
-        with batch_large_enough(learn):
+        with clear_errors(learn):
             return fit(learn, recipe, cbs)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -131,10 +131,15 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
 
 
 @contextmanager
-def batch_large_enough(learn: Learner):
-    """Raises UserError where torch says, in a first step, that a batch is too small for BatchNorm to normalise over."""
+def clear_errors(learn: Learner):
+    """Raises UserError where torch finds, in the first step, that a batch is too small for BatchNorm to normalise over, and
+    TrainingDiverged where a rate is beyond what a weight can hold."""
     try:
         yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise TrainingDiverged("A step is larger than a number can be: try a lower --lr or --wd.") from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
