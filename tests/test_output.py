@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, call_here, environment, write_pictures
 from PIL import Image
+from test_cli import RUN_FILES
 
 from cifar_fastai import cli, terminal
 
@@ -146,11 +147,9 @@ def test_a_training_outlasts_its_reader(left_alone):
 
 
 def test_names_that_are_markup_cost_no_picture(left_alone):
-    from test_evaluation import PICTURES
-
     _, folder, _ = left_alone
-    sizes = [Image.open(folder / f"{name}.png").size for name in PICTURES]
-    assert max(side for size in sizes for side in size) < 3000
+    sizes = [Image.open(folder / name).size for name in RUN_FILES if name.endswith(".png")]
+    assert len(sizes) == 11 and max(side for size in sizes for side in size) < 3000
 
 
 def test_a_training_without_any_standard_stream(tmp_path):
