@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -37,6 +39,7 @@ from cifar_fastai.manifest import (
 from cifar_fastai.models import MODELS, create_model, familiarity, misfit
 from cifar_fastai.recipes import NAME
 from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, shown, written
+from cifar_fastai.terminal import markdown, printable
 
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all
@@ -207,37 +210,42 @@ def probe_images(size: int) -> Tensor:
 
 
 def model_card(config: dict) -> str:
-    """README.md of an export."""
+    """README.md of an export. What others may have written stands in it as text, not as Markdown."""
     training, test, size = config["training"], config["test"], config["size"]
     low, high = test["test_accuracy_interval"]
     side = config["input_size"]
     enlarged = f", brought to {side} x {side} on the way" if side != size else ""
-    return f"""# {config["name"]}
+    return f"""# {markdown(config["name"])}
 
-An image classifier for {len(config["classes"])} classes: {", ".join(config["classes"])}.
+An image classifier for {len(config["classes"])} classes: {", ".join(map(markdown, config["classes"]))}.
 
 | | |
 |---|---|
-| network | `{config["model"]}`, {training["n_params"]:,} parameters, {size} x {size} pixels{enlarged} |
-| weights | {training.get("weights", "from scratch")} |
-| training data | {training["data"]} |
-| recipe | `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]} |
-| trained on | {training["hardware"]}, in {training["train_seconds"] / 60:.0f} minutes |
+| network | {_code(config["model"])}, {training["n_params"]:,} parameters, {size} x {size} pixels{enlarged} |
+| weights | {markdown(training.get("weights", "from scratch"))} |
+| training data | {markdown(training["data"])} |
+| recipe | {_code(training["recipe"])}, {training["epochs_run"]} epochs, seed {training["seed"]} |
+| trained on | {markdown(training["hardware"])}, in {training["train_seconds"] / 60:.0f} minutes |
 | test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
 | 95 % interval of the plain figure | {low:.2%} to {high:.2%} |
 | calibration error | {test["ece"]:.3f}; confidences were calibrated on validation images |
 | test loss | {test["test_loss"]:.4f} |
 | test images called unlike the training images | {test["false_alarm_rate"]:.1%} |
-| created | {config["created"]} |
+| created | {markdown(config["created"])} |
 
-Use: `python predict.py --export {config["name"]} photo.png`, or in Python
+Use: {_code(f"python predict.py --export {shlex.quote(config['name'])} photo.png")}, or in Python
 
     from cifar_fastai import load_learner
-    label, index, probabilities = load_learner("exports/{config["name"]}").predict("photo.png")
+    label, index, probabilities = load_learner({json.dumps("exports/" + config["name"])}).predict("photo.png")
 
 It always answers with one of its classes, whatever the picture shows, and photographs that differ from its training
 images in kind are often misread. It is made for learning and demonstration, not for decisions about people or safety.
 """
+
+
+def _code(text: str) -> str:
+    """As code within a line of Markdown, which knows no escapes for its own mark."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`"
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

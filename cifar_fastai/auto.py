@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 from cifar_fastai.recipes import MANY_IMAGES, Recipe, auto_recipe, get_recipe
+from cifar_fastai.terminal import in_words, say
 
 LONGEST = 75 * 60  # seconds for a training on a CPU, if a quicker recipe is at hand
 DIGITS = frozenset("0123456789")
@@ -61,7 +62,7 @@ def _too_slow(recipe: Recipe, source: str, subset: int | None, seed: int) -> str
         return ""
     from cifar_fastai.data import dataloaders
     from cifar_fastai.learner import create_learner
-    from cifar_fastai.training import in_words, seconds_to_train
+    from cifar_fastai.training import seconds_to_train
 
     data = _load(source, recipe.size)
     if data.n_train < MANY_IMAGES:
@@ -80,6 +81,6 @@ def _load(source: str, size: int):
 
 
 def _say(what: str, words: str) -> None:
-    """As `run.say`, without its imports, and of several processes the first alone."""
+    """Of several processes the first alone says it."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{what:<8} {words}", flush=True)
+        say(what, words)

@@ -14,37 +14,63 @@ from pathlib import Path
 from cifar_fastai import auto
 from cifar_fastai.errors import DataError, DataWarning, ExportWarning, Interrupted, TrackingWarning, UserError
 from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, NAME, RECIPES, get_recipe, nearest
+from cifar_fastai.terminal import keep_streams, printable, say, tell_of_trouble, trouble, warn
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
+MOST_SEEDS = 1000
 TRACKERS = ("tensorboard", "wandb")  # packages that few need
+ANSWERS = (None, "predict", "evaluate", "compare", "data")  # commands that are run for what they print; None: --help
 
 
 def main(command: str | None = None, argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. command: given by the scripts that are one (train.py and so on)."""
     atexit.register(gc.freeze)  # a last search for garbage among all that was imported would take Python two seconds
-    argv = sys.argv[1:] if argv is None else argv
+    keep_streams()
+    name = None
+    try:
+        options = _parse(command, sys.argv[1:] if argv is None else argv)
+        name = options.command if getattr(options, "recipe", None) != "help" else None
+        if name not in ANSWERS:
+            tell_of_trouble()
+        code = _run(options)
+    except SystemExit as end:  # argparse's, or a second signal's
+        code = end.code
+    sys.stdout.flush()
+    lost = trouble(sys.stdout)
+    if lost is None or isinstance(lost, BrokenPipeError):  # a reader that has left has had enough
+        return code
+    if name in ANSWERS:
+        print(f"error: standard output cannot be written: {lost.strerror}.", file=sys.stderr)
+    return code or (UserError.exit_code if name in (*ANSWERS, "find-lr") else 0)
+
+
+def _parse(command: str | None, argv: list[str]) -> argparse.Namespace:
     options = _parser(command).parse_args(argv)
     options.argv = argv if command else argv[1:]
     options.program = f"python {Path(sys.argv[0]).name}" if command else f"{_program()} {argv[0]}"
+    return options
+
+
+def _run(options) -> int:
     warnings.filterwarnings("ignore")  # libraries' remarks to their programmers
     for category in (DataWarning, ExportWarning, TrackingWarning):
         warnings.filterwarnings("always", category=category)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warn(message)
     try:
-        code = options.function(options)
-        sys.stdout.flush()  # here, where a reader that has left is expected
-        return code
-    except BrokenPipeError:  # whoever read our output has left; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return options.function(options)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             import traceback
 
-            traceback.print_exc()
+            _print_error(traceback.format_exc().rstrip())
         words, code = _explain(error)
-        print(words, file=sys.stderr)
+        _print_error(words)
         return code
+
+
+def _print_error(text: str) -> None:
+    """With its own line breaks; all else in it that rules a terminal may be text of users."""
+    print(*map(printable, text.split("\n")), sep="\n", file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -61,7 +87,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"error: {error.filename} cannot be used: {error.strerror}.", UserError.exit_code
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"error: a fault of the program, not yours ({reason}). --debug shows where, which is what a report needs.", 1
+    return f"error: internal error, please report it ({reason}). --debug shows the traceback.", 1
 
 
 def _program() -> str:
@@ -94,7 +120,7 @@ class _Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (-\S+)", message)
         hint = nearest(unknown[1], known) if unknown else ""
-        self.exit(2, f"error: {message}.{hint} `{self.prog} --help` lists what can be given.\n")
+        self.exit(2, f"error: {printable(message)}.{hint} `{self.prog} --help` lists what can be given.\n")
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -113,7 +139,7 @@ def _add_command(parser, name: str):
     function, add_arguments, _ = COMMANDS[name]
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, command=name)
 
 
 # --- train -------------------------------------------------------------------------------------------------------
@@ -216,8 +242,8 @@ def _train(options) -> int:
         asked = _given(options)
         resume(asked.pop("resume"), auto.place(asked.pop("data", None)), **asked)
         return 0
-    if options.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, not {options.seeds}.")
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds must be at least 1 and at most {MOST_SEEDS}, not {options.seeds}.")
     recipe, run_options, instead = _training(options)
     from cifar_fastai.run import run, run_seeds
 
@@ -301,7 +327,7 @@ def _find_lr(options) -> int:
 
     _, search = find_lr(recipe, run_options)
     words = [*_without("--lr", options.argv), "--lr", f"{search.suggestions[CHOICE]:.2g}"]
-    print(f"try      {_program()} train {shlex.join(words)}")
+    say("try", f"{_program()} train {shlex.join(words)}")
     auto.tell_again(instead)
     return 0
 
@@ -479,7 +505,8 @@ def _evaluate(options) -> int:
     print(f"loss      {figures['test_loss']:.4f}, calibration error {figures['ece']:.4f}")
     for name, row in figures["per_class"].items():
         recall = f"{row['recall']:>7.2%}" if row["support"] else f"{'-':>7}"
-        print(f"  {name:<16} recall {recall}  precision {row['precision']:>7.2%}  {row['support']:>6,} images")
+        shares = f"recall {recall}  precision {row['precision']:>7.2%}"
+        print(f"  {printable(name):<16} {shares}  {row['support']:>6,} images")
     return 0
 
 
@@ -514,8 +541,8 @@ def _export(options) -> int:
         folder = reexport_run(options.what, Path("exports"), options.name, auto.place(options.data))
     if options.onnx:
         path, difference, digest = write_onnx(folder, options.expect_digest)
-        print(f"onnx     {path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
-        print(f"digest   {digest}: the export's new one")
+        say("onnx", f"{path}: 1,000 images checked, probabilities differ from torch's by up to {difference:.0e}")
+        say("digest", f"{digest}: the export's new one")
     return 0
 
 
@@ -567,11 +594,12 @@ def _data(options) -> int:
     from cifar_fastai.cache import cache_entries, cache_folder
 
     entries = cache_entries(options.verify)
-    print(f"kept in {cache_folder()}: {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
+    print(f"kept in {printable(cache_folder())}: {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
     for entry in entries:
         verdict = (entry.damage and f"DAMAGED: {entry.damage}") or ((options.verify and "whole") or "")
-        print(f"  {entry.bytes / 1e6:>8,.1f} MB  {entry.path.name}  {entry.about}  {verdict}".rstrip())
-    print(f"--data: {options.data}")
+        about = printable(f"{entry.path.name}  {entry.about}  {verdict}")
+        print(f"  {entry.bytes / 1e6:>8,.1f} MB  {about}".rstrip())
+    print(f"--data: {printable(options.data)}")
     return DataError.exit_code if any(entry.damage for entry in entries) else 0
 
 

@@ -13,7 +13,6 @@ import shlex
 import statistics
 import textwrap
 from dataclasses import dataclass, fields, replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,10 @@ from cifar_fastai.manifest import MB, read_limited
 from cifar_fastai.metrics import per_class, wilson_interval
 from cifar_fastai.pretrained import FROM_SCRATCH
 from cifar_fastai.recipes import DESCRIPTION, Recipe
-from cifar_fastai.report import page, picture, table
-from cifar_fastai.run import say
+from cifar_fastai.report import escape, page, picture, table
 from cifar_fastai.runfolder import read_finished
 from cifar_fastai.schema import HIGHEST_LOSS
+from cifar_fastai.terminal import printable, say
 
 ALPHA = 0.05  # a difference is called larger than chance if its p, corrected for the number of comparisons, lies below
 CIRCUMSTANCES = ("data", "subset", "seed", "device", "processes", "initial_weights")  # of config.json, beside the recipe
@@ -48,7 +47,7 @@ def compare(folders: list[Path], out: Path) -> Path:
         out.write_text(_html(runs, summary, details), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
-    print("\n\n".join(as_text(section) for section in summary), end="\n\n")
+    print("\n\n".join(as_text(_printable(section)) for section in summary), end="\n\n")
     say("page", out)
     return out
 
@@ -143,7 +142,8 @@ def _predictions(folder: Path, metrics: dict) -> list[tuple[str, str]] | None:
     if [row["index"] for row in rows] != list(range(n)) or n_right != round(metrics["test_accuracy"] * n):
         raise UserError(
             f"{path} does not fit the run's metrics.json: {n_right:,} of {len(pairs):,} images right, against "
-            f"{metrics['test_accuracy']:.2%} of {n:,}. Make both anew: `python -m cifar_fastai evaluate {folder}`."
+            f"{metrics['test_accuracy']:.2%} of {n:,}. Make both anew: `python -m cifar_fastai evaluate "
+            f"{shlex.quote(str(folder))}`."
         )
     return pairs
 
@@ -409,6 +409,13 @@ def _settings(run: Run) -> dict:
     return {**run.hyperparameters, **chosen, **made_by}
 
 
+def _printable(section: Section) -> Section:
+    """Its cells and sentences hold names of folders, data and classes."""
+    rows = [tuple(map(printable, row)) for row in section.rows]
+    heads, notes = tuple(map(printable, section.heads)), list(map(printable, section.notes))
+    return Section(printable(section.title), heads, rows, notes)
+
+
 def as_text(section: Section) -> str:
     """The section for a terminal, its columns aligned."""
     lines = [section.title]
@@ -445,9 +452,11 @@ def _curves(runs: list[Run]) -> str:
     names = {run.label: run.label for run in runs}
     for group in seed_groups(runs):
         names |= {run.label: f"{group.label} ({len(group.runs)} seeds)" for run in (*group.runs, *group.duplicates)}
-    file = io.BytesIO()
-    figures.curves([(names[run.label], run.history) for run in runs]).savefig(file, format="png", dpi=150)
+    lines = [(names[run.label], run.history) for run in runs]
+    curves = figures.png_if_possible("the curves", figures.curves, lines, dpi=150)
+    if curves is None:
+        return ""
     caption = f"Validation by epoch, on {runs[0].metrics['data']['source']}"
     differ = len({str(run.config["recipe"].get("label_smoothing")) for run in runs}) > 1
     note = "<p>These losses include each recipe's label smoothing, which raises them: compare the accuracies.</p>"
-    return picture(caption, file.getvalue()) + (note if differ else "")
+    return picture(caption, curves) + (note if differ else "")

@@ -24,7 +24,7 @@ def write_contact_sheet(source, recipe: Recipe, path: Path, seed: int = 42) -> P
     columns = [images.round().byte().permute(0, 2, 3, 1).numpy() for images in columns]
     title = f"Recipe {recipe.name}: training images and what its augmentation makes of them"
     names = [data.classes[data.labels[row]] for row in rows]
-    figures.contact_sheet(columns, names, title).savefig(path, dpi=120)
+    path.write_bytes(figures.png(figures.contact_sheet, columns, names, title))
     return path
 
 
@@ -34,7 +34,8 @@ def write_corruptions(source, size: int, path: Path) -> Path:
     columns = [np.concatenate([corrupt(image, kind, severity) for kind in KINDS]) for severity in SEVERITIES]
     names = [kind.replace("_", " ") for kind in KINDS]
     title = "A training image and its corruptions, by severity"
-    figures.contact_sheet([image.repeat(len(KINDS), axis=0), *columns], names, title).savefig(path, dpi=120)
+    columns = [image.repeat(len(KINDS), axis=0), *columns]
+    path.write_bytes(figures.png(figures.contact_sheet, columns, names, title))
     return path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cifar_fastai.errors import DataError
+from cifar_fastai.terminal import progress_bar
 
 MB = 1_000_000
 
@@ -319,19 +320,9 @@ class _Meter:
 
     def __enter__(self):
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
+            from rich.progress import DownloadColumn, TransferSpeedColumn
 
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
-            text = TextColumn("{task.description}")
-            self.bar = Progress(text, *columns, console=Console(stderr=True), transient=True)
+            self.bar = progress_bar(sys.stderr, DownloadColumn(), TransferSpeedColumn())
             self.task = self.bar.add_task(
                 f"{self.archive.name} from {self.host}", total=self.archive.size, completed=self.have
             )

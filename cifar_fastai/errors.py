@@ -48,10 +48,11 @@ class DataWarning(UserWarning):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came, and what was done is saved. No Exception, so that nothing on the way takes it for one."""
+    """A signal to stop came, and what was done is saved. No Exception, so that nothing on the way takes it for one."""
 
     def __init__(self, signal_number: int, words: str):
         super().__init__(words)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

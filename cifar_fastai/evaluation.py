@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cifar_fastai import figures, metrics
 from cifar_fastai.explain import grad_cam, overlay
 from cifar_fastai.models import familiarity, tta_logits
+from cifar_fastai.terminal import cell, shortened
 from cifar_fastai.training import Training
 
 N_TOP_LOSSES, N_SHOWN = 15, 24
@@ -106,16 +107,16 @@ def split_figures(test: Predictions, classes) -> dict:
 
 def draw_training(learn: Learner, training: Training, folder: Path) -> None:
     """The pictures of how the training went."""
-    pictures = {
-        "loss_curve": figures.loss_curve(training.history, training.train_accuracies, training.best_epoch),
-        "lr_schedule": figures.lr_schedule(training.lrs, len(learn.dls.train)),
-        "samples": _samples(learn.dls, list(learn.dls.vocab)),
-    }
-    _save(pictures, folder)
+    figures.draw(
+        folder / "loss_curve.png", figures.loss_curve, training.history, training.train_accuracies, training.best_epoch
+    )
+    figures.draw(folder / "lr_schedule.png", figures.lr_schedule, training.lrs, len(learn.dls.train))
+    figures.draw(folder / "samples.png", _samples, learn.dls, list(learn.dls.vocab))
 
 
-def evaluate(learn: Learner, folder: Path) -> dict:
-    """Predict validation and test split once each; leave tables and pictures in `folder` and return the figures.
+def evaluate(learn: Learner, folder: Path) -> tuple[dict, Predictions]:
+    """Predict validation and test split once each; leave predictions.csv in `folder` and return the figures, and the
+    predictions of the test split for `draw_evaluation`.
 
     The validation split gives the temperature by which confidences are calibrated; the test split decides nothing.
     """
@@ -133,25 +134,26 @@ def evaluate(learn: Learner, folder: Path) -> dict:
         "false_alarm_rate": (test.familiarity < threshold).double().mean().item(),
     }
     _write_predictions(folder / "predictions.csv", test, classes)
+    return found, test
+
+
+def draw_evaluation(learn: Learner, found: dict, test: Predictions, folder: Path) -> None:
+    """The pictures of what `evaluate` found. The network is needed once more, for Grad-CAM."""
+    classes, data = found["classes"], learn.dls.data
     interpretation = Interpretation(learn, learn.dls.test, test)
     before = metrics.reliability(replace(test, temperature=1.0).probabilities, test.labels)
-    pictures = {
-        "confusion_matrix": figures.confusion_matrix(interpretation.confusion_matrix(), classes),
-        "per_class_accuracy": figures.per_class_accuracy(found["per_class_accuracy"], test.accuracy),
-        "reliability": figures.reliability(before, found["reliability"], found["ece_uncalibrated"], found["ece"]),
-        "risk_coverage": figures.risk_coverage(*_ranked(test)),
-        "top_losses": _top_losses(learn, interpretation, classes),
-        "confident_mistakes": _confident_mistakes(learn.dls.data, test, classes),
-        "predictions": _random_predictions(learn.dls.data, test, classes),
-        "filters": figures.filters(_first_filters(learn.model)),
-    }
-    _save(pictures, folder)
-    return found
-
-
-def _save(pictures: dict, folder: Path) -> None:
-    for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+    after, errors = found["reliability"], (found["ece_uncalibrated"], found["ece"])
+    for name, picture, *arguments in (
+        ("confusion_matrix", figures.confusion_matrix, interpretation.confusion_matrix(), classes),
+        ("per_class_accuracy", figures.per_class_accuracy, found["per_class_accuracy"], test.accuracy),
+        ("reliability", figures.reliability, before, after, *errors),
+        ("risk_coverage", figures.risk_coverage, *_ranked(test)),
+        ("top_losses", _top_losses, learn, interpretation, classes),
+        ("confident_mistakes", _confident_mistakes, data, test, classes),
+        ("predictions", _random_predictions, data, test, classes),
+        ("filters", _first_filters, learn.model),
+    ):
+        figures.draw(folder / f"{name}.png", picture, *arguments)
 
 
 def _ranked(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +169,7 @@ def _write_predictions(path: Path, predictions: Predictions, classes: list[str])
         confidences = predictions.probabilities.amax(dim=1)
         rows = zip(predictions.labels, predictions.predicted, confidences, strict=True)
         for index, (label, predicted, confidence) in enumerate(rows):
-            writer.writerow([index, classes[label], classes[predicted], f"{confidence:.6f}"])
+            writer.writerow([index, cell(classes[label]), cell(classes[predicted]), f"{confidence:.6f}"])
 
 
 def _top_losses(learn: Learner, interpretation: Interpretation, classes: list[str]):
@@ -209,18 +211,21 @@ def _captions(predictions: Predictions, places: Tensor, classes: list[str]):
     """What each of these images is, and what it was taken for with which confidence; and its place in the split."""
     confidences = predictions.probabilities.amax(dim=1)
     for i in places.tolist():
-        label, answer = classes[predictions.labels[i]], classes[predictions.predicted[i]]
-        taken = "right" if label == answer else f"taken for {answer}"
+        label, answer = (
+            shortened(classes[place], figures.LONGEST_NAME) for place in (predictions.labels[i], predictions.predicted[i])
+        )
+        taken = "right" if predictions.labels[i] == predictions.predicted[i] else f"taken for {answer}"
         yield f"{label}\n{taken}, {confidences[i]:.0%}", i
 
 
-def _first_filters(model: nn.Module) -> np.ndarray:
-    """The weights of the first convolution, (N, 3, h, w)."""
+def _first_filters(model: nn.Module):
+    """Those of the first convolution, (N, 3, h, w)."""
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return first.weight.detach().cpu().numpy()
+    return figures.filters(first.weight.detach().cpu().numpy())
 
 
 def _samples(dls, classes: list[str]):
     x, y = dls.train.decode(dls.train.one_batch())
     images = x[:N_SHOWN].as_subclass(Tensor).permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    return figures.image_grid(images, [classes[label] for label in y[:N_SHOWN]], "Training images as augmented")
+    captions = [shortened(classes[label], figures.LONGEST_NAME) for label in y[:N_SHOWN]]
+    return figures.image_grid(images, captions, "Training images as augmented")

@@ -1,15 +1,55 @@
-"""The pictures of a run. Each function takes plain arrays and returns a matplotlib Figure whose title is its finding."""
+"""The pictures of a run. Each function takes plain arrays and returns a matplotlib Figure whose title is its finding.
 
+They are called through `png` or `draw`, which have all text be text.
+"""
+
+import io
 import itertools
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
+from cifar_fastai.errors import first_line
+from cifar_fastai.terminal import shortened, warn
+
+STYLE = {"text.parse_math": False, "text.usetex": False}  # a class may be called $1_front
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito's colours, told apart by colour-blind eyes
 MOST_FILTERS = 64  # shown; more take long to draw
 SEVERAL = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LONGEST_NAME = 24  # letters of a class that are shown
+LARGEST = 24  # inches of a side that grows with the number of classes
+MOST_BARS = 100  # classes with a bar each
+
+
+def png(picture: Callable[..., Figure], *arguments, dpi: int = 120) -> bytes:
+    """The file of a picture. picture: a function of this module, or one that returns what one of them does."""
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        picture(*arguments).savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
+
+
+def png_if_possible(name: str, picture: Callable[..., Figure], *arguments, dpi: int = 120) -> bytes | None:
+    """The same; None, and a warning, where it cannot be drawn: what it illustrates is worth more than the picture."""
+    try:
+        return png(picture, *arguments, dpi=dpi)
+    except Exception as error:  # matplotlib raises nearly anything
+        warn(f"{name} could not be drawn ({type(error).__name__}: {first_line(error)}).")
+        return None
+
+
+def draw(path: Path, picture: Callable[..., Figure], *arguments) -> None:
+    """Write it to a file. Where it cannot be drawn there is a warning and no file, not an older picture either."""
+    data = png_if_possible(path.name, picture, *arguments)
+    if data is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_bytes(data)
 
 
 def loss_curve(history: list[dict], train_accuracies: list[float], best_epoch: int) -> Figure:
@@ -43,7 +83,7 @@ def curves(runs: list[tuple[str, list[dict]]]) -> Figure:
     kinds = dict(zip(names, zip(itertools.cycle(SEVERAL), dashes), strict=False))
     best, row = max(((name, row) for name, rows in runs for row in rows), key=lambda pair: pair[1]["accuracy"])
     figure = Figure(figsize=(6.4, 7 + 0.2 * len(names)), layout="constrained")
-    title = f"Highest validation accuracy: {row['accuracy']:.1%}, by {best} in epoch {row['epoch']}"
+    title = f"Highest validation accuracy: {row['accuracy']:.1%}, by {shortened(best, 120)} in epoch {row['epoch']}"
     figure.suptitle(textwrap.fill(title, 60))
     losses, accuracies = figure.subplots(2, 1, sharex=True)
     lines = {}
@@ -57,7 +97,7 @@ def curves(runs: list[tuple[str, list[dict]]]) -> Figure:
     accuracies.set(xlabel="epoch", ylabel="validation accuracy")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     accuracies.xaxis.set_major_locator(MaxNLocator(integer=True))
-    names = [textwrap.fill(name, 60) for name in lines]
+    names = [" " + textwrap.fill(shortened(name, 180), 60) for name in lines]  # one that begins with _ would be left out
     figure.legend(lines.values(), names, loc="outside lower center", frameon=False, handlelength=4)
     return figure
 
@@ -84,6 +124,8 @@ def lr_search(lrs: list[float], losses: list[float], suggestions: dict[str, floa
         axes.plot(lr, loss, color=colour, marker=marker, markersize=8, linestyle="", label=f"{name} {lr:.2g}")
     title = f"The loss falls most steeply at a learning rate of {suggestions['steep']:.2g}"
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=title)
+    axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own is a formula
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     _plain(axes)
     return figure
@@ -94,8 +136,10 @@ def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     mistakes = matrix * (1 - np.eye(len(classes), dtype=int))
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    title = f"Most confused: {classes[true]} taken for {classes[predicted]}, {mistakes.max()} of {matrix[true].sum()}"
-    side = max(4.5, 0.7 * len(classes) + 1)
+    names = [shortened(name, LONGEST_NAME) for name in classes]
+    side = min(max(4.5, 0.7 * len(classes) + 1), LARGEST)
+    title = f"Most confused: {names[true]} taken for {names[predicted]}, {mistakes.max()} of {matrix[true].sum()}"
+    title = textwrap.fill(title, int(11 * side))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -104,9 +148,9 @@ def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
             colour = "white" if shares[row, column] > 0.5 else "black"
             text = f"{matrix[row, column]:,}\n{shares[row, column]:.0%}" if matrix[row, column] else "0"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    if (points := min(10, 72 * side / len(classes))) >= 4:  # smaller letters are not to be read
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=points)
+        axes.set_yticks(range(len(classes)), names, fontsize=points)
     axes.set(xlabel="predicted", ylabel="true", title=title if mistakes.any() else "No mistakes")
     figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1), shrink=0.8)
     return figure
@@ -115,15 +159,20 @@ def confusion_matrix(matrix: np.ndarray, classes: list[str]) -> Figure:
 def per_class_accuracy(accuracies: dict[str, float], overall: float) -> Figure:
     """A bar a class, worst at the top, with the overall accuracy as a line."""
     ordered = sorted(accuracies.items(), key=lambda pair: -pair[1])
-    names, shares = zip(*ordered, strict=True)
+    names, shares = zip(*((shortened(name, LONGEST_NAME), share) for name, share in ordered), strict=True)
+    title = f"Easiest: {names[0]}, hardest: {names[-1]}"
+    if len(names) > MOST_BARS:
+        title += f" (the {MOST_BARS} hardest of {len(names):,} classes)"
+        names, shares = names[-MOST_BARS:], shares[-MOST_BARS:]
     figure = Figure(figsize=(7, 0.35 * len(names) + 1.5), layout="constrained")
     axes = figure.subplots()
-    axes.barh(names, shares, color=BLUE)
+    axes.barh(range(len(names)), shares, color=BLUE)
+    axes.set_yticks(range(len(names)), names)
     for place, share in enumerate(shares):
         axes.text(1.02, place, f"{share:.1%}", va="center")
     axes.axvline(overall, color=ORANGE, linestyle=":")
     words = f"share recognised (dotted: all classes, {overall:.1%})"
-    axes.set(xlim=(0, 1.12), xlabel=words, title=f"Easiest: {names[0]}, hardest: {names[-1]}")
+    axes.set(xlim=(0, 1.12), xlabel=words, title=textwrap.fill(title, 70))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     _plain(axes)
     return figure
@@ -240,7 +289,7 @@ def contact_sheet(columns: list[np.ndarray], names: list[str], title: str) -> Fi
     figure.suptitle(title)
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_yticks([(row + 0.5) * side for row in range(n_rows)], names)
+    axes.set_yticks([(row + 0.5) * side for row in range(n_rows)], [shortened(name, LONGEST_NAME) for name in names])
     axes.set_xticks([(column + 0.5) * side for column in range(len(columns))], ["as it is", *range(1, len(columns))])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -1,5 +1,6 @@
 """What can be done with a training that is over: evaluate it again, export it again, judge an export on other images."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from cifar_fastai.artifacts import Export, check_target
 from cifar_fastai.cache import load_data
 from cifar_fastai.data import EVAL_BATCH, dataloaders
 from cifar_fastai.errors import UserError
-from cifar_fastai.evaluation import evaluate, predict_batches, split_figures
+from cifar_fastai.evaluation import draw_evaluation, evaluate, predict_batches, split_figures
 from cifar_fastai.labels import label_of
 from cifar_fastai.learner import create_learner
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.report import write_report
 from cifar_fastai.robustness import judge
-from cifar_fastai.run import best_weights, export_run, git_commit, pick_device, record_metrics, say
+from cifar_fastai.run import best_weights, export_run, git_commit, pick_device, report_metrics, tell_of_export
 from cifar_fastai.runfolder import check_plain, check_same_data, read_finished, read_run, write_json
 from cifar_fastai.schema import CORRUPTIONS, EXPORTED_FIGURES, Corruptions, read, to_recipe
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import say
 
 
 def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, dict, dict]:
@@ -49,8 +51,11 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
 def evaluate_run(folder: Path, source: str | None = None) -> dict:
     """Evaluate a run's best checkpoint anew: its figures, pictures, metrics.json and report.html are replaced."""
     learn, _, config, metrics = open_run(folder, source)
-    metrics |= evaluate(learn, folder) | {"evaluated_at_commit": git_commit()}
-    record_metrics(folder, metrics, config)
+    found, test = evaluate(learn, folder)
+    metrics |= found | {"evaluated_at_commit": git_commit()}
+    write_json(folder / "metrics.json", metrics)
+    draw_evaluation(learn, found, test, folder)
+    report_metrics(folder, metrics, config)
     return metrics
 
 
@@ -71,7 +76,7 @@ def corrupt_run(folder: Path, source: str | None = None) -> dict:
 
     found = judge(scores, dls.data, dls.data.labels[dls.data.n_train :])
     write_json(folder / CORRUPTIONS, found)
-    figures.corruptions(found["accuracy"], found["clean_accuracy"]).savefig(folder / "corruptions.png", dpi=120)
+    figures.draw(folder / "corruptions.png", figures.corruptions, found["accuracy"], found["clean_accuracy"])
     say("report", write_report(folder, metrics, config))
     return found
 
@@ -85,13 +90,14 @@ def reexport_run(folder: Path, exports: Path, name: str | None = None, source: s
     path = check_target(exports, name)
     learn, recipe, _, metrics = open_run(folder, source)
     _check_evaluated(folder, metrics)
-    export_run(path, learn, name, recipe, metrics)
+    tell_of_export(path, export_run(path, learn, name, recipe, metrics))
     return path
 
 
 def _check_evaluated(folder: Path, metrics: dict) -> None:
     if not metrics.keys() >= {"unfamiliar_below", *EXPORTED_FIGURES}:
-        raise UserError(f"{folder} was evaluated by an older version: `python -m cifar_fastai evaluate {folder}` first.")
+        command = f"python -m cifar_fastai evaluate {shlex.quote(str(folder))}"
+        raise UserError(f"{folder} was evaluated by an older version: `{command}` first.")
 
 
 def pick_split(data: ImageData, split: str | None) -> tuple[str, ImageData]:

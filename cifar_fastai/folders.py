@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from cifar_fastai.download import digests
 from cifar_fastai.errors import DataError, first_line
 from cifar_fastai.images import EXTENSIONS, FORMATS, TOO_LARGE, BadImage
-from cifar_fastai.labels import label_of, printable
+from cifar_fastai.labels import label_of
+from cifar_fastai.terminal import printable
 
 SPLITS = ("train", "valid", "test")
 SPLIT_WORDS = {"train": "training", "valid": "validation", "test": "test"}

@@ -3,12 +3,13 @@
 import base64
 import csv
 import io
-from html import escape
 
 from PIL import Image
 
 from cifar_fastai.artifacts import model_card
 from cifar_fastai.inference import Verdict
+from cifar_fastai.report import escape
+from cifar_fastai.terminal import cell
 
 SURE_FROM = 0.9  # confidence
 THUMBNAIL = 56  # pixels of a side, twice as many as are shown where the screen is fine
@@ -119,13 +120,13 @@ def _row(entry: dict, picture: str | None) -> str:
 
 
 def as_csv(entries: list[dict]) -> str:
-    """file, label, confidence (0 to 1), note: a line for each entry."""
+    """file, label, confidence (0 to 1), note: a line for each entry, to be opened in a spreadsheet."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("file", "label", "confidence", "note"))
     for entry in entries:
         note = entry["error"] if "error" in entry else "; ".join(entry["warnings"])
-        writer.writerow((entry["name"], entry.get("label", ""), entry.get("confidence", ""), note))
+        writer.writerow((cell(entry["name"]), cell(entry.get("label", "")), entry.get("confidence", ""), cell(note)))
     return file.getvalue()
 
 

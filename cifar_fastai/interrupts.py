@@ -1,4 +1,4 @@
-"""Stopping when asked to: what SIGINT (Ctrl-C) and SIGTERM do while a run is under way."""
+"""Stopping when asked to: what SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that closes) do while a run is under way."""
 
 import signal
 import threading
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from cifar_fastai.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupts:
     """Within this context a first signal raises Interrupted, with `words`; a second ends the process at once.
 
     While `deferred`, a first one is only noted in `pending`, for a loop that comes to a good point to stop. A signal that
-    the process was started to ignore, as a job in the background ignores Ctrl-C, stays ignored.
+    the process was started to ignore, as a job in the background ignores Ctrl-C or under nohup SIGHUP, stays ignored.
     """
 
     def __init__(self, words: str = ""):

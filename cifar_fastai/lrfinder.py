@@ -15,8 +15,10 @@ from cifar_fastai.distributed import check_alone
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.pretrained import check_model
 from cifar_fastai.recipes import Recipe
-from cifar_fastai.run import RunOptions, announce, configuration, prepare, run_name, say
+from cifar_fastai.run import RunOptions, announce, configuration, prepare, run_name
 from cifar_fastai.runfolder import make_run_folder, write_json
+from cifar_fastai.terminal import say
+from cifar_fastai.training import clear_errors
 
 START_LR, END_LR, STEPS = 1e-7, 10.0, 100
 FIRST, LAST = STEPS // 10, 5  # steps at either end that fastai leaves out, since they say little or nothing
@@ -80,9 +82,10 @@ def find_lr(recipe: Recipe, options: RunOptions) -> tuple[Path, LrSearch]:
     learn.path, learn.model_dir = folder, "."  # where lr_find keeps the weights meanwhile
     announce(learn, recipe, config["initial_weights"], options.device, folder)
     say("search", f"{STEPS} steps of {learn.dls.train.bs} images, learning rates from {START_LR:g} to {END_LR:g}")
-    search = search_lr(learn, recipe)
-    figures.lr_search(search.lrs, search.losses, search.suggestions).savefig(folder / "lr_find.png", dpi=120)
+    with clear_errors(learn):
+        search = search_lr(learn, recipe)
     write_json(folder / "lr_find.json", config | dataclasses.asdict(search))
+    figures.draw(folder / "lr_find.png", figures.lr_search, search.lrs, search.losses, search.suggestions)
     for name, (_, words) in METHODS.items():
         say(name, f"{search.suggestions[name]:<8.2g} {words}")
     say("plot", folder / "lr_find.png")

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from cifar_fastai.errors import UserError
 from cifar_fastai.images import EXTENSIONS, MAX_BYTES, BadImage, decode_image, fit_image
 from cifar_fastai.inference import MAX_BATCH, Classifier
+from cifar_fastai.terminal import UNPRINTABLE, printable, progress_bar, trouble
 
 STANDARD_INPUT = "-"
 THREADS = min(4, os.cpu_count() or 1)  # that read files; each may hold a picture of 25 megapixels
@@ -130,7 +132,10 @@ def _source(answer: Answer) -> str | bytes:
     """What `decode_image` takes. Standard input is read here: in a thread, Ctrl-C could not end the wait for it."""
     if answer.path != STANDARD_INPUT:
         return answer.path
-    return sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""  # None: closed
+    try:
+        return sys.stdin.buffer.read(MAX_BYTES + 1) or b""  # None: it does not block, and has nothing yet
+    except OSError as error:
+        raise UserError(f"standard input cannot be read: {error.strerror}.") from None
 
 
 def _read(answer: Answer, source: str | bytes, size: int, side: int | None) -> Answer:
@@ -194,13 +199,14 @@ def _free_name(path: str, taken: dict[str, int]) -> str:
 
 
 def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> int:
-    """Print n answers as they come, with the topk likeliest classes of each, and errors on standard error; returns how
-    many errors there were.
+    """Print n answers as they come, with the topk likeliest classes of each, and errors on standard error, until nobody
+    reads them any more; returns how many errors there were.
 
     style: "text" (a line of path, class and confidence, tabs between them), "json" (a line with one object) or "csv".
     """
     # UTF-8 wherever it goes, and a file name that is none is no reason to stop.
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     write, n_errors = WRITERS[style], 0
     if style == "csv":
         write("path", [("label", "confidence"), *((f"label_{k}", f"confidence_{k}") for k in range(2, topk + 1))])
@@ -209,25 +215,31 @@ def print_answers(answers: Iterable[Answer], n: int, style: str, topk: int) -> i
         for answer in answers:
             if answer.error:
                 n_errors += 1
-                print(f"error: {answer.error}", file=sys.stderr)
+                print(f"error: {printable(answer.error)}", file=sys.stderr)
             if answer.confidences:
                 write(answer.path, list(answer.confidences.items())[:topk])
                 sys.stdout.flush()  # whoever reads this need not wait for more
+            if trouble(sys.stdout):
+                break
             advance()
     return n_errors
 
 
 def _write_text(path: str, likeliest: list[tuple[str, float]]) -> None:
-    print(path, *(f"{label}\t{confidence:.1%}" for label, confidence in likeliest), sep="\t")
+    print(printable(path), *(f"{printable(label)}\t{confidence:.1%}" for label, confidence in likeliest), sep="\t")
 
 
 def _write_json(path: str, likeliest: list[tuple[str, float]]) -> None:
     label, confidence = likeliest[0]
-    print(json.dumps({"path": path, "label": label, "confidence": confidence, "topk": likeliest}, ensure_ascii=False))
+    text = json.dumps({"path": path, "label": label, "confidence": confidence, "topk": likeliest}, ensure_ascii=False)
+    print(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _write_csv(path: str, likeliest: list[tuple[str, float | str]]) -> None:
-    csv.writer(sys.stdout, lineterminator="\n").writerow([path, *(value for pair in likeliest for value in pair)])
+    row = [path, *(value for pair in likeliest for value in pair)]
+    if sys.stdout.isatty():  # elsewhere names are as they are: data
+        row = map(printable, row)
+    csv.writer(sys.stdout, lineterminator="\n").writerow(row)
 
 
 WRITERS = {"text": _write_text, "json": _write_json, "csv": _write_csv}
@@ -239,10 +251,8 @@ def _progress(n: int):
     if n < MANY or not sys.stderr.isatty() or sys.stdout.isatty():
         yield lambda: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
-    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=n)
+    with progress_bar(sys.stderr, MofNCompleteColumn()) as bar:
+        task = bar.add_task("classifying", total=n)
         yield lambda: bar.advance(task)

@@ -20,6 +20,7 @@ AUGMENTATION_LIMITS = {  # beyond which the arithmetic makes no image any more
     "saturation": 1, "cutout": 32, "mixup": 100, "cutmix": 100,
 }  # fmt: skip
 MANY_IMAGES = 20_000  # of which batches of 1024 make the five hundred steps in 30 epochs that airbench94 needs
+MOST_EPOCHS = 100_000
 FLIPS = ("random", "alternating", "off")
 OPTIMIZERS = ("adam", "sgd", "muon")
 MOST_BASES = 10  # of a recipe file, each the base of the one before
@@ -117,6 +118,8 @@ class Recipe:
         for field in ("epochs", "bs", "patience"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        if self.epochs > MOST_EPOCHS:
+            raise UserError(f"epochs must be {MOST_EPOCHS:,} at most, not {self.epochs}.")
         if self.weights and not self.pretrained:
             raise UserError("A network that starts from scratch takes no weights: leave one of the two away.")
         if not MIN_SIZE <= self.input_size <= MAX_INPUT_SIZE:

@@ -1,11 +1,12 @@
 """report.html: a run on one page that needs nothing but itself."""
 
 import base64
+import html
 import json
-from html import escape
 from pathlib import Path
 
 from cifar_fastai.schema import CORRUPTIONS, Corruptions, read
+from cifar_fastai.terminal import printable
 
 SECTIONS = {  # the pictures, by what they answer
     "How good it is": {
@@ -71,7 +72,7 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
     }
     sections = ""
     for title, pictures in SECTIONS.items():
-        shown = [picture(caption, (folder / f"{name}.png").read_bytes()) for name, caption in pictures.items()]
+        shown = [_picture(folder / f"{name}.png", caption) for name, caption in pictures.items()]
         sections += f"<h2>{title}</h2>{''.join(shown)}{tables.get(title, '')}"
     cards = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _summary(metrics).items())
     body = f"""<h1>{escape(config["name"])}</h1>
@@ -97,10 +98,20 @@ def page(title: str, body: str) -> str:
 """
 
 
+def escape(text) -> str:
+    """Text of users, or of this program, as HTML that shows just that."""
+    return html.escape(printable(text))
+
+
 def picture(caption: str, png: bytes) -> str:
     """HTML of a picture and its caption, with the picture's bytes in it."""
     image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _picture(path: Path, caption: str) -> str:
+    """The same for a file; nothing for one that could not be drawn."""
+    return picture(caption, path.read_bytes()) if path.exists() else ""
 
 
 def table(heads, rows) -> str:
@@ -160,7 +171,7 @@ def _corruptions(folder: Path) -> str:
 <p>{found["n_images"]:,} of the {found["n_test"]:,} test images, corrupted in {len(found["kind_accuracy"])} ways at five
 severities: mean corruption accuracy {found["mean_corruption_accuracy"]:.2%} (95 % interval {interval}),
 {found["drop"] * 100:.2f} points below the {found["clean_accuracy"]:.2%} of the same images clean.</p>
-{picture("Accuracy by kind and severity of corruption", (folder / "corruptions.png").read_bytes())}
+{_picture(folder / "corruptions.png", "Accuracy by kind and severity of corruption")}
 {table(heads, _corruption_rows(found))}"""
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cifar_fastai import metrics
 from cifar_fastai.corruptions import GROUPS, KINDS, SEVERITIES, corrupt
-from cifar_fastai.run import say
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import say
 
 SAMPLE, SEED = 1000, 0  # images, and what they and their corruptions are drawn with
 BATCH = 250  # images predicted at once

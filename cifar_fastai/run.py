@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import BEST, LAST, load, load_last, write_whole
 from cifar_fastai.data import dataloaders
 from cifar_fastai.distributed import ALONE, Processes, check_alone, joined
-from cifar_fastai.errors import UserError
-from cifar_fastai.evaluation import draw_training, evaluate
+from cifar_fastai.errors import Interrupted, UserError
+from cifar_fastai.evaluation import draw_evaluation, draw_training, evaluate
+from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import create_learner, precision
 from cifar_fastai.metrics import with_interval
 from cifar_fastai.models import MODELS, count_flops, count_parameters
@@ -43,6 +45,7 @@ from cifar_fastai.runfolder import (
 )
 from cifar_fastai.schema import EXPORTED_FIGURES, RunConfig, written
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import say
 from cifar_fastai.tracking import check_trackers, track
 from cifar_fastai.training import Training, train
 
@@ -206,11 +209,16 @@ def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder:
             say("logging", tracker.where)
         training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts, config=config)
 
-        draw_training(learn, training, folder)
-        metrics = evaluate(learn, folder) | _record(learn, recipe, origin, training, options)
-        record_metrics(folder, metrics, config)
+        found, test = evaluate(learn, folder)
+        metrics = found | _record(learn, recipe, origin, training, options)
+        write_json(folder / "metrics.json", metrics)
         export = options.exports / config["name"]
-        export_run(export, learn, config["name"], recipe, metrics)
+        digest = export_run(export, learn, config["name"], recipe, metrics)  # before the pictures, whatever becomes of them
+        learn.model.to(learn.dls.device)
+        draw_training(learn, training, folder)
+        draw_evaluation(learn, found, test, folder)
+        report_metrics(folder, metrics, config)
+        tell_of_export(export, digest)
         for tracker in trackers:
             tracker.record(folder, metrics)
         write_json(folder / "metrics.json", metrics | {"export": str(export)})
@@ -223,9 +231,8 @@ def be_deterministic() -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
-    """Write metrics.json and report.html, and say what came out."""
-    write_json(folder / "metrics.json", metrics)
+def report_metrics(folder: Path, metrics: dict, config: dict) -> None:
+    """Write report.html, and say what came out."""
     accuracy = with_interval(metrics["test_accuracy"], metrics["test_accuracy_interval"])
     say(
         "test",
@@ -238,29 +245,51 @@ def record_metrics(folder: Path, metrics: dict, config: dict) -> None:
 def run_seeds(recipe: Recipe, options: RunOptions, n: int) -> Path:
     """Run n times, with seeds from options.seed on; leave every figure and the spread in a JSON file and return its path.
 
-    Each run has a folder and an export of its own, with its seed in their names. Raises as `run` does.
+    Each run has a folder and an export of its own, with its seed in their names; the file is written anew after each. Raises
+    as `run` does.
     """
     check_alone("--seeds")
-    name = run_name(recipe, options, Path(options.source).name)[: LONGEST_NAME - len(f"-seed{options.seed + n}")]
-    for seed in range(options.seed, options.seed + n):
+    last = options.seed + n - 1
+    name = run_name(recipe, options, Path(options.source).name)[: LONGEST_NAME - len(f"-seed{last}")]
+    for seed in range(options.seed, last + 1):
         check_target(options.exports, f"{name}-seed{seed}")
-    runs = []
-    for seed in range(options.seed, options.seed + n):
-        say("seed", f"{seed}, run {len(runs) + 1} of {n}")
-        folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
-        _, metrics = read_finished(folder)
-        runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
-    columns = {key: [row[key] for row in runs] for key in SPREAD}
-    summary = {"name": name, "n": n, "mean": {}, "std": {}, "runs": runs}
-    for key, values in columns.items():
-        summary["mean"][key], summary["std"][key] = statistics.mean(values), statistics.stdev(values)
-    path = options.out / f"{runs[0]['folder']}-to-{runs[-1]['seed']}.json"
-    write_json(path, summary)
+    runs: list[dict] = []
+    try:
+        with Interrupts("the seed that had just begun is not saved"):  # in a run its own ones, which save
+            for seed in range(options.seed, last + 1):
+                say("seed", f"{seed}, run {len(runs) + 1} of {n}")
+                folder = run(recipe, dataclasses.replace(options, seed=seed, name=f"{name}-seed{seed}"))
+                _, metrics = read_finished(folder)
+                runs.append({"folder": folder.name, "seed": seed, **{key: metrics[key] for key in SPREAD}})
+                path = options.out / f"{runs[0]['folder']}-to-{last}.json"
+                write_json(path, _spread(name, runs))
+    except Interrupted as signal:
+        done = f"\nFinished: {len(runs)} of {n} seeds" + (f", their spread is in {path}." if runs else ".")
+        raise Interrupted(signal.signal_number, f"{signal}{done}{_remaining(options, name, seed, last)}") from None
+    summary = _spread(name, runs)
     for key in ("test_accuracy", "test_accuracy_tta"):
-        each = ", ".join(f"{value:.2%}" for value in columns[key])
+        each = ", ".join(f"{row[key]:.2%}" for row in runs)
         say("seeds", f"{key}: mean {summary['mean'][key]:.2%}, standard deviation {summary['std'][key]:.2%} ({each})")
     say("seeds", path)
     return path
+
+
+def _spread(name: str, runs: list[dict]) -> dict:
+    """What the JSON file over several seeds holds. One alone has no standard deviation."""
+    columns = {key: [row[key] for row in runs] for key in SPREAD}
+    mean = {key: statistics.mean(values) for key, values in columns.items()}
+    std = {key: statistics.stdev(values) if len(runs) > 1 else None for key, values in columns.items()}
+    return {"name": name, "n": len(runs), "mean": mean, "std": std, "runs": runs}
+
+
+def _remaining(options: RunOptions, name: str, interrupted: int, last: int) -> str:
+    """How to train the seeds after the one that was interrupted; `compare` takes all of them together."""
+    n = last - interrupted
+    if not n or not options.command:
+        return ""
+    same_name = f" --name {name}-seed{last}" if n == 1 else ""  # one seed alone is not in the name by itself
+    command = f"{options.command} --seed {interrupted + 1} --seeds {n}{same_name}"
+    return f" Then train the rest with: {command}; `compare` takes all the run folders together."
 
 
 def run_name(recipe: Recipe, options: RunOptions, source: str) -> str:
@@ -323,12 +352,12 @@ def _record(learn: Learner, recipe: Recipe, origin: str, training: Training, opt
     }
 
 
-def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) -> None:
-    """Export a run's learner with the figures of its metrics.json, and say where it is."""
+def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) -> str:
+    """Export a run's learner with the figures of its metrics.json; returns the export's digest."""
     data = metrics["data"]
     training_data = f"{data['source']}, {data['n_train']:,} images ({data['encoding']})"
     keys = ("n_params", "epochs_run", "best_epoch", "seed", "device", "hardware", "train_seconds", "git_commit")
-    digest = write_export(
+    return write_export(
         folder,
         learn,
         name=name,
@@ -345,7 +374,11 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],
     )
-    say("export", f"{folder}: try `python -m cifar_fastai predict --export {folder} IMAGE`, or `serve` instead of `predict`")
+
+
+def tell_of_export(folder: Path, digest: str) -> None:
+    command = f"python -m cifar_fastai predict --export {shlex.quote(str(folder))} IMAGE"
+    say("export", f"{folder}: try `{command}`, or `serve` instead of `predict`")
     say("digest", f"{digest}: to be given to --expect-digest where the export is used")
 
 
@@ -398,8 +431,3 @@ def git_commit() -> str | None:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def say(what: str, words) -> None:
-    """A line of progress: what it is about, and the words."""
-    print(f"{what:<8} {words}", flush=True)

@@ -23,9 +23,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from cifar_fastai.errors import ExportError, UserError
-from cifar_fastai.labels import MAX_CLASSES, MAX_NAME, printable
+from cifar_fastai.labels import MAX_CLASSES, MAX_NAME
 from cifar_fastai.manifest import CONFIG, MB, READ_SCHEMAS, parse_json, read_limited, to_json
 from cifar_fastai.recipes import MAX_INPUT_SIZE, MAX_SIZE, NAME, Recipe
+from cifar_fastai.terminal import printable
 
 METRICS, CORRUPTIONS = "metrics.json", "corruptions.json"
 LIMITS = {CONFIG: MB, CORRUPTIONS: MB, METRICS: 16 * MB}  # bytes; a matrix of MAX_CLASSES classes takes most of it

@@ -42,6 +42,7 @@ from cifar_fastai.folders import (
 from cifar_fastai.images import MAX_BYTES, BadImage, decode_image, fit_image
 from cifar_fastai.labels import MAX_CLASSES, MAX_NAME, is_label, label_of
 from cifar_fastai.recipes import nearest
+from cifar_fastai.terminal import progress_bar
 
 BATCH_BYTES = 64_000_000  # more than any of CIFAR's batches
 TEST_SHARE, TEST_SEED = 0.2, 0
@@ -271,10 +272,7 @@ def _check_names(classes: Iterable[str], source: str) -> None:
 def _progress(what: str):
     """Gives a function that takes the share done: it moves a bar on a terminal, and elsewhere says once what takes long."""
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with progress_bar(sys.stderr) as bar:
             task = bar.add_task(what, total=100)
             yield lambda share: bar.update(task, completed=100 * share)
         return

@@ -5,6 +5,7 @@ import cifar_fastai.compat  # noqa: F401  before torchvision, which fastai's two
 # isort: split
 import importlib
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def _tensorboard(folder: Path, config: dict) -> Tracker:
     class Tensorboard(Tracker, TensorBoardCallback):
         """fastai's scalars by step, the loss of each batch as it is, and the figures of each epoch by epoch."""
 
-        where = f"`tensorboard --logdir {folder.parent}` shows this run beside the others"
+        where = f"`tensorboard --logdir {shlex.quote(str(folder.parent))}` shows this run beside the others"
 
         def after_batch(self):
             super().after_batch()

@@ -6,6 +6,7 @@ import io
 import math
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.learner import fit
 from cifar_fastai.recipes import Recipe
 from cifar_fastai.resuming import Checkpoints, load_own, load_weights, weights
+from cifar_fastai.terminal import in_words, progress_bar
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "seconds")
 MONITOR = {"monitor": "valid_loss", "comp": np.less}
@@ -109,9 +111,10 @@ def seconds_to_train(learn: Learner, recipe: Recipe) -> float:
 
 
 def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
-    """`fit`, with a clear error where memory does not suffice."""
+    """`fit`, with a clear error where memory does not suffice, and as `clear_errors`."""
     try:
-        return fit(learn, recipe, cbs)
+        with clear_errors(learn):
+            return fit(learn, recipe, cbs)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -127,6 +130,25 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
         else "and no smaller one was found to fit: try a smaller --model or --bs."
     )
     raise UserError(f"There is not enough memory for a batch of {bs} images, {way_out}")
+
+
+@contextmanager
+def clear_errors(learn: Learner):
+    """Raises UserError where torch finds, in the first step, that a batch is too small for BatchNorm to normalise over, and
+    TrainingDiverged where a rate is beyond what a weight can hold."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise TrainingDiverged("A step is larger than a number can be: try a lower --lr or --wd.") from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        least = 2 * learn.processes.size
+        raise UserError(
+            f"One image at a time is too little for this network's BatchNorm to normalise over: try --bs {least} or more."
+        ) from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -375,12 +397,7 @@ class Progress(Callback):
             self.bar.stop()
 
     def _start_bar(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-        bar = Bar(*columns, console=Console(file=self.out), transient=True)
+        bar = progress_bar(self.out)
         total = self.n_epoch * len(self.dls.train)
         self.task = bar.add_task(f"epoch {self.first_epoch + 1}", total=total, completed=self.train_iter)
         bar.start()
@@ -415,15 +432,6 @@ class Progress(Callback):
 
     def _say(self, line):
         if self.bar:
-            self.bar.console.print(line, highlight=False)
+            self.bar.console.print(line)
         else:
             print(line, file=self.out, flush=True)
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits it: "40 seconds", "59 minutes", "3.5 hours"."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

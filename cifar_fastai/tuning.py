@@ -21,9 +21,10 @@ from cifar_fastai.errors import TrainingDiverged, UserError, first_line
 from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.pretrained import try_model
 from cifar_fastai.recipes import DESCRIPTION, Recipe, recipe_toml, search_space
-from cifar_fastai.run import RunOptions, prepare, run_name, say
+from cifar_fastai.run import RunOptions, prepare, run_name
 from cifar_fastai.scratch import scratch_folder
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import say
 from cifar_fastai.training import StopOnDivergence, train
 
 N_STARTUP_TRIALS = 5  # completed, before one is compared with them
@@ -234,9 +235,9 @@ def _write_results(study, recipe: Recipe, setup: dict, source: str, folder: Path
         _write_trials(scratch / "trials.csv", ended)
         own = next((trial.value for trial in completed if trial.params == _own_values(setup)), None)
         values = {trial.number + 1: trial.value if trial in completed else None for trial in ended}
-        figures.tuning_history(values, own).savefig(scratch / "history.png", dpi=120)
+        figures.draw(scratch / "history.png", figures.tuning_history, values, own)
         if importances := _importances(study, completed, setup["seed"]):
-            figures.tuning_importances(importances, len(completed)).savefig(scratch / "importances.png", dpi=120)
+            figures.draw(scratch / "importances.png", figures.tuning_importances, importances, len(completed))
         for path in scratch.iterdir():
             path.replace(folder / path.name)
     say("best", f"trial {best.number + 1}: {about}")

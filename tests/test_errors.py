@@ -14,6 +14,8 @@ from cifar_fastai import cli
 DIGEST = "0" * 64
 LONG = "x" * 300
 TRAIN = ("--data", "digits", "--epochs", "1")
+SGD = (*TRAIN, "--recipe", "classic-sgd", "--subset", "200", "--bs", "16")
+RATES = (("--lr", "1e39"), ("--wd", "1e300"))  # that no float32 holds
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def fails(place, capsys):
         lines = [line for line in errors.splitlines() if not line.startswith("warning: ")]
         assert found == code, errors
         assert 1 <= len(lines) <= 2 and lines[0].startswith("error: ") and "Traceback" not in errors, errors
-        assert "Errno" not in errors and "fault" not in errors, errors
+        assert "Errno" not in errors and "internal error" not in errors, errors
         for word in words:
             assert word in errors
 
@@ -64,6 +66,7 @@ def fails(place, capsys):
 
 TRAINING = [  # options of every command that trains
     (["--epochs", "0"], 2, "epochs must be at least 1"),
+    (["--epochs", "999999999999"], 2, "epochs must be 100,000 at most"),
     (["--recipe", "cpu", "--model", "small"], 2, "begins with smaller ones", "--recipe classic-sgd"),
     (["--recipe", "cpu", "--model", "resnet18"], 2, "begins with smaller ones", "--recipe transfer"),
     (["--recipe", "fast", "--input-size", "64"], 2, "--input-size is for models such as resnet18"),
@@ -89,8 +92,10 @@ TRAINING = [  # options of every command that trains
     (["--input-size", "7"], 2, "between 32 and 512"),
     (["--valid-pct", "nan"], 2, "between 0.10 and 0.20"),
     (["--bs", "-3"], 2, "bs must be at least 1"),
+    ([*SGD, "--bs", "1"], 2, "One image at a time", "try --bs 2 or more"),
     (["--lr", "nan"], 2, "lr must be a positive number"),
     (["--lr", "inf"], 2, "lr must be a positive number"),
+    (["--lr", "1e400"], 2, "lr must be a positive number"),
     (["--wd", "-1"], 2, "wd must be zero or a positive number"),
     (["--patience", "0"], 2, "patience must be at least 1"),
     (["--size", "4096"], 2, "between 32 and 128"),
@@ -108,6 +113,8 @@ TRAINING = [  # options of every command that trains
 OPTIONS = [
     *((command, *row) for command in ("train", "find-lr", "tune") for row in TRAINING),
     ("train", ["--seeds", "0"], 2, "--seeds must be at least 1"),
+    ("train", ["--seeds", str(10**30)], 2, "--seeds must be at least 1 and at most 1000"),
+    *((command, [*SGD, *rate], 4, "try a lower --lr") for command in ("train", "find-lr") for rate in RATES),
     ("train", ["--resume", "nowhere"], 2, "nowhere is no run"),
     ("train", ["--resume", "notes.txt"], 2, "notes.txt is no run"),
     ("train", ["--resume", "export"], 2, "export is a damaged run"),
@@ -334,9 +341,7 @@ def test_a_fault_of_the_program_says_so(place, capsys, monkeypatch):
         raise KeyError("nonsense")
 
     monkeypatch.setattr("cifar_fastai.finished.evaluate", broken)
-    words = (
-        "error: a fault of the program, not yours (KeyError: 'nonsense'). --debug shows where, which is what a report needs."
-    )
+    words = "error: internal error, please report it (KeyError: 'nonsense'). --debug shows the traceback."
     assert cli.main("evaluate", ["run"]) == 1
     assert capsys.readouterr().err.splitlines() == [words]
     assert cli.main("evaluate", ["run", "--debug"]) == 1
@@ -352,4 +357,4 @@ def test_a_fault_in_a_run_tells_the_way_on(place, capsys, monkeypatch):
     assert cli.main("train", ["--resume", "cut"]) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first == "the state is saved; go on with: python -m cifar_fastai train --resume cut"
-    assert second.startswith("error: a fault of the program, not yours (ValueError: ")
+    assert second.startswith("error: internal error, please report it (ValueError: ")

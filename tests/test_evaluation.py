@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import call_here
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
@@ -276,3 +278,44 @@ def test_config_repeats_the_run(digits_run):
     recipe = Recipe(**config["recipe"])
     assert (recipe.name, recipe.epochs, recipe.bs) == ("classic-sgd", 8, 64)
     assert (config["data"], config["seed"], config["subset"]) == ("digits", 42, None)
+
+
+# --- pictures that fail ------------------------------------------------------------------------------------------
+
+
+def broken(*_, **__):
+    raise ValueError("no ink")
+
+
+@pytest.fixture
+def unfinished(digits_run, tmp_path):
+    """A run whose training is over, and nothing else."""
+    folder = shutil.copytree(digits_run.folder, tmp_path / "runs" / "digits")
+    for path in (folder / "metrics.json", folder / "report.html", *folder.glob("*.png")):
+        path.unlink()
+    return folder
+
+
+def test_a_picture_that_fails_costs_neither_report_nor_export(unfinished, tmp_path, monkeypatch):
+    for name in ("risk_coverage", "loss_curve", "image_grid"):
+        monkeypatch.setattr(f"cifar_fastai.figures.{name}", broken)
+    done = call_here("train", "--resume", unfinished, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    missing = {"risk_coverage", "loss_curve", "top_losses", "confident_mistakes", "predictions", "samples", "filters"}
+    words = {f"warning: {name}.png could not be drawn (ValueError: no ink)." for name in missing}
+    assert set(done.stderr.splitlines()) == words
+    assert {path.stem for path in unfinished.glob("*.png")} == set(PICTURES) - missing
+    assert (unfinished / "report.html").read_text().count("<img") == len(PICTURES) - len(missing)
+    assert load_export(tmp_path / "exports" / "digits").classes and (unfinished / "predictions.csv").exists()
+    assert "export" in json.loads((unfinished / "metrics.json").read_text())
+
+
+def test_the_export_is_written_before_anything_is_drawn(unfinished, tmp_path, monkeypatch):
+    """Whatever ends the process in a picture, the training's result is there, and resuming draws the rest."""
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_fastai.run.draw_training", broken)
+        assert call_here("train", "--resume", unfinished, cwd=tmp_path).returncode == 1
+    assert load_export(tmp_path / "exports" / "digits").classes
+    assert json.loads((unfinished / "metrics.json").read_text())["test_accuracy"] > 0.9
+    assert call_here("train", "--resume", unfinished, cwd=tmp_path).returncode == 0
+    assert {path.stem for path in unfinished.glob("*.png")} == set(PICTURES) and (unfinished / "report.html").exists()

@@ -235,3 +235,32 @@ def test_killed_at_random_moments(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "result.json").read_text())["trainings"]["early stopping"]
     assert figures["kills"] == 2 and figures["different"] == [] and figures["epochs"] < 8
+
+
+def test_a_signal_between_seeds_leaves_the_spread_of_those_before(tmp_path):
+    command = ("--data", "digits", "--recipe", "classic-sgd", "--subset", "300", "--epochs", "3", "--bs", "16")
+    process = begin(*command, "--seed", "5", "--seeds", "4", cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("seed     6"):
+            break
+    stopped = stop(process, "epoch 1/3", signal.SIGTERM)
+    first, second = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    (path,) = (tmp_path / "runs").glob("*.json")
+    summary = json.loads(path.read_text())
+    accuracy = json.loads((first / "metrics.json").read_text())["test_accuracy"]
+    assert summary["n"] == 1 and summary["mean"]["test_accuracy"] == accuracy and summary["std"]["test_accuracy"] is None
+    assert [row["seed"] for row in summary["runs"]] == [5]
+    way_on, rest = stopped.stderr.splitlines()
+    assert stopped.returncode == 143 and way_on.endswith(f"train --resume runs/{second.name}")
+    assert rest.startswith(f"Finished: 1 of 4 seeds, their spread is in runs/{path.name}. Then train the rest with: ")
+    assert f"{' '.join(command)} --seed 5 --seeds 4 --seed 7 --seeds 2; `compare` " in rest
+
+
+def test_one_seed_that_remains_keeps_its_name():
+    from pathlib import Path
+
+    from cifar_fastai.run import RunOptions, _remaining
+
+    options = RunOptions(source="digits", seed=5, out=Path("runs"), command="python train.py --seeds 3 --seed 5")
+    assert " --seed 7 --seeds 1 --name some-seed7; " in _remaining(options, "some", 6, 7)
+    assert _remaining(options, "some", 7, 7) == "" and "--seed 6 --seeds 2; " in _remaining(options, "some", 5, 7)

@@ -10,11 +10,11 @@ PACKAGE = ROOT / "cifar_fastai"
 
 # A module imports only modules that stand before it.
 ORDER = (
-    "errors compat scratch labels tomlfiles recipes imagebounds images download folders sources cache models pretrained "
-    "imageops augment corruptions data distributed convolutions muon learner checkpoints interrupts resuming training "
-    "tracking figures contactsheet metrics explain evaluation manifest schema artifacts inference batching explainer "
-    "prediction onnx_export report api uploads fragments page web runfolder run robustness finished compare lrfinder "
-    "tuning auto cli"
+    "errors terminal compat scratch labels tomlfiles recipes imagebounds images download folders sources cache models "
+    "pretrained imageops augment corruptions data distributed convolutions muon learner checkpoints interrupts "
+    "resuming training tracking figures contactsheet metrics explain evaluation manifest schema artifacts inference "
+    "batching explainer prediction onnx_export report api uploads fragments page web runfolder run robustness "
+    "finished compare lrfinder tuning auto cli"
 ).split()
 
 

@@ -102,7 +102,7 @@ def run_all(commands, capsys) -> set[int]:
     for name, *arguments in commands:
         codes.add(cli.main(name, arguments))
         errors = capsys.readouterr().err
-        assert "fault of the program" not in errors and "Traceback" not in errors, errors
+        assert "internal error" not in errors and "Traceback" not in errors, errors
     return codes
 
 
