@@ -40,10 +40,8 @@ def place(source: str | None) -> str | None:
     return None if source == "auto" else source
 
 
-def choose_recipe(name: str, overrides: dict, source: str, device: str, subset: int | None, seed: int) -> Recipe:
-    """The recipe called `name` with its fields overridden; of "auto" it tells which and why. Raises UserError."""
-    if name != "auto":
-        return get_recipe(name, **overrides)
+def choose_recipe(overrides: dict, source: str, device: str, subset: int | None, seed: int) -> Recipe:
+    """The recipe that suits, with its fields overridden; tells which and why. Raises UserError."""
     n_images = None
     if device != "cpu":
         n_images = subset or _load(source, overrides.get("size", 32)).n_train

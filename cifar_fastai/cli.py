@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cifar_fastai import auto
 from cifar_fastai.errors import DataError, DataWarning, ExportWarning, Interrupted, TrackingWarning, UserError
-from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, NAME, RECIPES, get_recipe, nearest
+from cifar_fastai.recipes import MAX_SIZE, MAX_VALID_PCT, MIN_SIZE, MIN_VALID_PCT, NAME, RECIPES, Recipe, get_recipe, nearest
 from cifar_fastai.terminal import keep_streams, printable, say, tell_of_trouble, trouble, warn
 
 MAX_SEED = 1 << 32  # NumPy's generators take 32 bits
@@ -260,19 +260,20 @@ def _train(options) -> int:
 def _training(options):
     """Recipe and RunOptions of a command that trains, and what `auto.tell_again` is to tell at its end."""
     overrides, automatic = _overrides(options), options.recipe == "auto"
-    size = get_recipe("classic-adam" if automatic else options.recipe, **overrides).size  # wrong values fail here, at once
+    recipe = Recipe(name="auto", **overrides) if automatic else get_recipe(options.recipe, **overrides)
     _check_name(options.name)
 
     n_seeds = getattr(options, "seeds", 1)
     if not 0 <= options.seed <= MAX_SEED - n_seeds:
         raise UserError(f"--seed must lie between 0 and {MAX_SEED - n_seeds}, not {options.seed}.")
 
-    source, instead = auto.find_data(options.data, size)
+    source, instead = auto.find_data(options.data, recipe.size)
     from cifar_fastai.models import MODELS
     from cifar_fastai.run import RunOptions, pick_device
 
     device = pick_device(getattr(options, "device", None))
-    recipe = auto.choose_recipe(options.recipe, overrides, source, device, options.subset, options.seed)
+    if automatic:
+        recipe = auto.choose_recipe(overrides, source, device, options.subset, options.seed)
     if recipe.model in MODELS and (alien := [field for field in ("pretrained", "input_size") if overrides.get(field)]):
         option = f"--{alien[0].replace('_', '-')}"
         raise UserError(

@@ -185,9 +185,9 @@ def _why_unreachable(client, url: str, seconds: float) -> str:
     import httpx
 
     try:
-        client.head(url, timeout=seconds, follow_redirects=False)
+        client.head(url, timeout=httpx.Timeout(seconds, read=seconds / 2), follow_redirects=False)
     except httpx.ProxyError as error:  # the proxy answers, the mirror does not
-        return f"the proxy answers {str(error)[:3]}"
+        return f"the proxy answers {str(error)[:3]}" if str(error)[:3].isdecimal() else str(error)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         return _reason(error, seconds)
     except httpx.UnsupportedProtocol as error:
@@ -230,7 +230,7 @@ def _download(archive: Archive, part: Path, mirrors: tuple[str, ...], patience: 
             except _Abandoned as reason:
                 reasons[url] = str(reason)
     raise DataError(
-        f"{archive.name} could not be had from any mirror:\n{_table({url: reasons[url] for url in mirrors})}\n"
+        f"{archive.name} is not available from any mirror:\n{_table({url: reasons[url] for url in mirrors})}\n"
         "Try again later (what has arrived is kept), name another address in\n"
         "CIFAR10_MIRROR, give the path of the file with --data, or use --data digits."
     )

@@ -12,7 +12,7 @@ from cifar_fastai import cache, cli, sources
 from cifar_fastai.cache import load_data, settle
 from cifar_fastai.data import dataloaders
 from cifar_fastai.download import NoMirror
-from cifar_fastai.errors import DataError, DataWarning
+from cifar_fastai.errors import DataWarning
 from cifar_fastai.recipes import get_recipe
 
 NOWHERE = ("http://a.invalid/x", "http://127.0.0.1:9/x")
@@ -129,16 +129,15 @@ def test_the_first_command_without_a_network(fallen_back):
     assert (config["data"], config["name"], config["recipe"]["name"]) == ("digits", "digits", "digits")
 
 
-@pytest.mark.parametrize("data", [(), ("--data", "auto")])
-def test_a_run_goes_on_with_the_digits_it_began_with(fallen_back, official, data):
-    """Even where CIFAR-10 could be reached by now, which would be found out at once."""
+def test_a_run_goes_on_with_the_digits_it_began_with(fallen_back, official):
+    """Whatever could be reached by now."""
     cwd, _ = fallen_back
     official("http://127.0.0.1:9/x")
     (folder,) = (cwd / "runs").iterdir()
     before = json.loads((folder / "metrics.json").read_bytes())
     (folder / "metrics.json").unlink()
-    done = call_here("train", "--resume", folder, *data, cwd=cwd)
-    assert done.returncode == 0 and "out of reach" not in done.stdout, done.stderr
+    done = call_here("train", "--resume", folder, "--data", "auto", cwd=cwd)
+    assert done.returncode == 0 and "looking for" not in done.stdout, done.stderr
     after = json.loads((folder / "metrics.json").read_bytes())
     assert after["data"] == before["data"] and after["test_accuracy"] == before["test_accuracy"]
 
@@ -173,7 +172,3 @@ def test_the_recipe_for_digits_mirrors_and_covers_nothing():
     mirrored = y.flip(-1)
     nearest = [float((x[i] - y[i]).square().mean()) < float((x[i] - mirrored[i]).square().mean()) for i in range(len(x))]
     assert np.mean(nearest) > 0.8  # those that are their own mirror images aside
-
-
-def test_errors_of_the_table_keep_their_class():
-    assert issubclass(NoMirror, DataError) and NoMirror("x").exit_code == 3

@@ -18,7 +18,7 @@ from conftest import archive_of, environment
 from cifar_fastai.download import CIFAR10, NoMirror, Patience, fetch
 from cifar_fastai.errors import DataError
 
-SHORT = Patience(answer=1.0, connect=1.0, stall=0.5, last_stall=0.5, slowest=200_000, window=0.5)
+SHORT = Patience(connect=1.0, stall=0.5, last_stall=0.5, slowest=200_000, window=0.5)
 
 
 @pytest.fixture
