@@ -10,7 +10,7 @@ PACKAGE = ROOT / "cifar_fastai"
 
 # A module imports only modules that stand before it.
 ORDER = (
-    "errors compat tomlfiles recipes images download sources cache models pretrained imageops augment corruptions "
+    "errors compat scratch tomlfiles recipes images download sources cache models pretrained imageops augment corruptions "
     "data distributed convolutions muon learner checkpoints interrupts resuming training tracking figures "
     "contactsheet metrics explain evaluation manifest artifacts inference batching explainer prediction onnx_export "
     "report api uploads fragments page web runfolder run robustness finished compare lrfinder tuning cli"
