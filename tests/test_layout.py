@@ -13,7 +13,7 @@ ORDER = (
     "errors compat scratch tomlfiles recipes images download sources cache models pretrained imageops augment corruptions "
     "data distributed convolutions muon learner checkpoints interrupts resuming training tracking figures "
     "contactsheet metrics explain evaluation manifest artifacts inference batching explainer prediction onnx_export "
-    "report api uploads fragments page web runfolder run robustness finished compare lrfinder tuning cli"
+    "report guards api uploads fragments page server web runfolder run robustness finished compare lrfinder tuning cli"
 ).split()
 
 
