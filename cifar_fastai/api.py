@@ -1,12 +1,14 @@
 """The HTTP interface, given a classifier: pictures in, JSON out. The page is mounted beside it by `web`."""
 
 import asyncio
-import base64
+import io
+import math
 import os
-import secrets
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,24 +16,25 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic
 from fastapi_offline import FastAPIOffline
+from PIL import Image
 from pydantic import BaseModel
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from cifar_fastai.artifacts import model_card
 from cifar_fastai.batching import BatchingClassifier, NotReady
-from cifar_fastai.images import MAX_BYTES, TOO_LARGE, BadImage, decode_image
+from cifar_fastai.guards import MAX_FILES, MAX_REQUEST_BYTES, Limits, SignIn
+from cifar_fastai.images import FORMATS, MAX_BYTES, TOO_LARGE, BadImage, decode_image
 from cifar_fastai.inference import Classifier, Verdict
 
 TOP_K = 5
-MAX_FILES = 1000
-MAX_REQUEST_BYTES = 100_000_000  # of files
-MAX_TEXT_BYTES = 15_000_000  # of anything else: the largest file as base64 fits in
-MAX_UPLOAD_SECONDS = 120
 CHUNK = 32  # files of one request that are decoded and computed together, so that other requests come in between
-RETRY_AFTER = b"1"  # seconds
-LINGER_SECONDS = 2
+SLICE_SECONDS = 0.05  # of decoding, after which other requests have their turn
+LARGE_PIXELS = 2_000_000  # a larger picture may take half a gigabyte to decode: one at a time
+DECODERS = min(os.cpu_count() or 1, 4)  # threads for the others
+SPOOL_BYTES = 64_000  # of a file that are kept in memory; more go to a temporary file
+ONE_LARGE = threading.Lock()
 
 
 class Prediction(BaseModel):
@@ -87,10 +90,10 @@ def create_api(classifier: BatchingClassifier, auth: tuple[str, str] | None = No
     @asynccontextmanager
     async def lifespan(_):
         yield
-        decoders.shutdown()
+        decoders.close()
         classifier.close()
 
-    decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoder")
+    decoders = _Decoders(classifier)
     places = asyncio.Semaphore(max_queue + 1)
     export = classifier.export
     health = Health(ready=True, export=export.folder.name, digest=export.sealed.digest)
@@ -105,17 +108,22 @@ def create_api(classifier: BatchingClassifier, auth: tuple[str, str] | None = No
     api.add_middleware(SignIn, auth=auth)
     api.add_middleware(Limits)
 
+    def refuse_if_full():
+        if places.locked():
+            raise HTTPException(503, f"Busy: {max_queue} requests are waiting already. Try again in a moment.")
+
     @api.post("/v1/predict", response_model=Predictions, responses=RESPONSES, openapi_extra=BODY)
     async def predict(request: Request):
         """What is in one or many pictures. A file that is no image has an `error` in its place."""
-        if places.locked():
-            raise HTTPException(503, f"Busy: {max_queue} requests are waiting already. Try again in a moment.")
-        async with places:
-            form = await _receive(request)
-            try:
-                entries = await _answer(classifier, decoders, _named_files(form))
-            finally:
-                await form.close()
+        refuse_if_full()
+        form = await _receive(request)
+        try:
+            files = _named_files(form)
+            refuse_if_full()
+            async with places:  # taken for computing, not for receiving
+                entries = await _unless_gone(request, _answer(classifier, decoders, files))
+        finally:
+            await form.close()
         alone_and_bad = len(entries) == 1 and "error" in entries[0]
         return JSONResponse({"predictions": entries}, 422 if alone_and_bad else 200)
 
@@ -141,77 +149,122 @@ def create_api(classifier: BatchingClassifier, auth: tuple[str, str] | None = No
 # --- receiving files ---------------------------------------------------------------------------------------------
 
 
-class _Parser(MultiPartParser):
-    """Starlette's parser, refusing while they arrive files that are too large or too many."""
-
-    n_parts = received = 0
-
-    def on_part_begin(self):
-        self.received = 0
-        self.n_parts += 1
-        if self.n_parts > MAX_FILES:
-            raise HTTPException(413, f"There are more than {MAX_FILES} files. Send several requests.")
-        super().on_part_begin()
-
-    def on_part_data(self, data, start, end):
-        self.received += end - start
-        if self.received > MAX_BYTES:
-            raise HTTPException(413, TOO_LARGE)
-        super().on_part_data(data, start, end)
-
-
 async def _receive(request: Request):
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise HTTPException(422, "Send one or many pictures as multipart/form-data in the field 'file'.")
+    parser = MultiPartParser(request.headers, request.stream())
+    parser.spool_max_size = SPOOL_BYTES
     try:
-        return await asyncio.wait_for(_Parser(request.headers, request.stream()).parse(), MAX_UPLOAD_SECONDS)
+        return await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"The upload took more than {MAX_UPLOAD_SECONDS} seconds.") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "The upload was broken off.") from None
 
 
 def _named_files(form) -> list[tuple[str, Callable[[], bytes]]]:
-    files = [(part.filename, part.file.read) for part in form.getlist("file") if isinstance(part, UploadFile)]
-    if not files:
+    parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
+    if not parts:
         raise HTTPException(422, "There is no file in the field 'file'.")
-    return files
+    if any(part.size > MAX_BYTES for part in parts):
+        raise HTTPException(413, TOO_LARGE)
+    return [(part.filename, _reader(part)) for part in parts]
+
+
+def _reader(part: UploadFile) -> Callable[[], bytes]:
+    """Reads the file of a form, as often as it is called."""
+
+    def read() -> bytes:
+        part.file.seek(0)
+        return part.file.read()
+
+    return read
+
+
+async def _unless_gone(request: Request, work: Awaitable):
+    """What `work` gives, which is cancelled when its client hangs up. Raises ClientDisconnect."""
+    done, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())  # all else has been received
+    try:
+        await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        return await done
+    finally:
+        done.cancel()
+        gone.cancel()
 
 
 # --- answering ---------------------------------------------------------------------------------------------------
 
 
-async def _answer(classifier: BatchingClassifier, decoders, files: list) -> list[dict]:
+class _Decoders:
+    """Threads that read and decode files. Large pictures have one of their own, so that small ones do not wait for them."""
+
+    def __init__(self, classifier: Classifier):
+        self._classifier = classifier
+        self._small = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-decoder")
+
+    async def read(self, files: list) -> tuple[list[dict], list]:
+        """As `read_files`, for the first of the files: one or some."""
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._small, read_files, self._classifier, files, None, SLICE_SECONDS)
+        return result if result[0] else await loop.run_in_executor(self._large, read_files, self._classifier, files[:1])
+
+    def close(self) -> None:
+        for executor in (self._small, self._large):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _answer(classifier: BatchingClassifier, decoders: _Decoders, files: list) -> list[dict]:
     """One entry for each file, in order. Decoding and computing leave the event loop to others."""
-    entries = []
-    for start in range(0, len(files), CHUNK):
-        read = asyncio.get_running_loop().run_in_executor(decoders, read_files, classifier, files[start : start + CHUNK])
-        chunk, images = await read
+    entries: list[dict] = []
+    while len(entries) < len(files):
+        chunk, images = await decoders.read(files[len(entries) : len(entries) + CHUNK])
         if images:
             fill_in(chunk, await asyncio.wrap_future(classifier.submit(torch.stack(images))))
         entries += chunk
     return entries
 
 
-def read_files(classifier: Classifier, files: Iterable[tuple[str, Callable[[], bytes]]], show=None):
+def read_files(
+    classifier: Classifier, files: Iterable[tuple[str, Callable[[], bytes]]], show=None, seconds: float = math.inf
+):
     """An entry for each of (name, function that reads the file), and what the network sees of those that are images.
 
-    show: is called with each picture.
+    show: is called with each picture. seconds: where given, what is not begun by then is left out, and all from the first
+    large picture on.
     """
     entries, images = [], []
+    hurried, end = seconds < math.inf, time.monotonic() + seconds
     for name, read in files:
+        if hurried and entries and time.monotonic() > end:
+            break
         try:
-            picture = decode_image(read())
+            data = read()
+            turn = turn_for(data)
+            if hurried and turn is ONE_LARGE:
+                break
+            with turn:
+                picture = decode_image(data)
+                entry = {"name": name, "warnings": picture.info["warnings"]}
+                image = classifier.tensor(picture)
+                if show:
+                    show(picture)
+                del picture
         except BadImage as error:
             entries.append({"name": name, "error": str(error)})
             continue
-        entries.append({"name": name, "warnings": picture.info["warnings"]})
-        images.append(classifier.tensor(picture))
-        if show:
-            show(picture)
+        entries.append(entry)
+        images.append(image)
     return entries, images
+
+
+def turn_for(data: bytes) -> AbstractContextManager:
+    """What to hold while these bytes are decoded and the picture is used: nothing for a small one."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return ONE_LARGE if math.prod(image.size) > LARGE_PIXELS else nullcontext()
+    except Exception:  # `decode_image` will say what is wrong
+        return nullcontext()
 
 
 def fill_in(entries: list[dict], verdicts: list[Verdict]) -> None:
@@ -224,84 +277,6 @@ def fill_in(entries: list[dict], verdicts: list[Verdict]) -> None:
             label, confidence = topk[0]
             warnings = entry.pop("warnings") + verdict.warnings
             entry |= {"label": label, "confidence": confidence, "topk": topk, "warnings": warnings}
-
-
-# --- at the door -------------------------------------------------------------------------------------------------
-
-
-class Limits:
-    """Refuses a request that is too large, of the API and the page alike: at once if it says so, else while it arrives.
-
-    A refused sender is hung up on, and one who meets a full queue is told when to come back.
-    """
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        of_files = headers.get("content-type", "").startswith("multipart/")
-        limit = MAX_REQUEST_BYTES if of_files else MAX_TEXT_BYTES
-        too_large = HTTPException(413, f"The request is larger than {limit // 1_000_000} MB.")
-        n_bytes, status = 0, None
-
-        async def counted():
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > limit:
-                raise too_large
-            return message
-
-        async def marked(message):
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                extra = {413: [(b"connection", b"close")], 503: [(b"retry-after", RETRY_AFTER)]}.get(status, [])
-                message = {**message, "headers": [*message["headers"], *extra]}
-            elif status == 413 and not message.get("more_body"):
-                await send({**message, "more_body": True})
-                await _hear_out(receive)
-                message = {"type": "http.response.body"}
-            await send(message)
-
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
-            return await JSONResponse({"detail": too_large.detail}, 413)(scope, receive, marked)
-        await self.app(scope, counted, marked)
-
-
-async def _hear_out(receive) -> None:
-    """Let go by what a sender still sends, for a while: many listen only when they have said all, and would hear nothing
-    but that the connection was reset."""
-
-    async def rest():
-        while (await receive()).get("more_body"):
-            pass
-
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(rest(), LINGER_SECONDS)
-
-
-class SignIn:
-    """HTTP Basic for the API and its documentation. (The page has Gradio's own sign-in.)"""
-
-    def __init__(self, app, auth: tuple[str, str] | None):
-        self.app = app
-        self.expected = base64.b64encode(":".join(auth).encode()) if auth else None
-
-    async def __call__(self, scope, receive, send):
-        guarded = scope["type"] == "http" and scope["path"].startswith(("/v1", "/docs", "/openapi.json"))
-        if self.expected and guarded and not self.admits(Headers(scope=scope).get("authorization", "")):
-            headers = {"WWW-Authenticate": 'Basic realm="Image classifier", charset="UTF-8"'}
-            return await JSONResponse({"detail": "Sign in with user and password."}, 401, headers)(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def admits(self, authorization: str) -> bool:
-        scheme, _, credentials = authorization.partition(" ")
-        return scheme.lower() == "basic" and secrets.compare_digest(credentials.strip().encode(), self.expected)
 
 
 class _Documented(HTTPBasic):

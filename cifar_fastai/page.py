@@ -1,6 +1,6 @@
 """The Gradio page, given a classifier."""
 
-import base64
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from cifar_fastai import fragments
-from cifar_fastai.api import CHUNK, TOP_K, fill_in, read_files
+from cifar_fastai.api import CHUNK, TOP_K, fill_in, read_files, turn_for
 from cifar_fastai.errors import UserError
-from cifar_fastai.explainer import Explainer
-from cifar_fastai.images import BadImage, decode_image
+from cifar_fastai.explainer import SIDE, Explainer
+from cifar_fastai.images import BadImage, decode_image, fit_image
 from cifar_fastai.inference import Classifier
 from cifar_fastai.manifest import MANIFEST
 from cifar_fastai.uploads import TooMany, Upload, find_uploads
@@ -165,13 +165,12 @@ def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
             return
         try:
             classifier, explainer = shelf[name]
-            picture = decode_image(file)
+            image, picture, remarks = _taken_in(classifier, file)
         except UserError as error:  # BadImage is one
             yield None, fragments.failure(shelf.without_path(name, error)), ""
             return
-        image = classifier.tensor(picture)
         (verdict,) = classifier.verdicts(image[None])
-        words = fragments.sentence(verdict, picture.info["warnings"], classifier.export.config["test"]["false_alarm_rate"])
+        words = fragments.sentence(verdict, remarks, classifier.export.config["test"]["false_alarm_rate"])
         likeliest = next(iter(verdict.confidences))
         yield verdict.confidences, words, fragments.views(_seen(image), likeliest, None)
         yield gr.skip(), gr.skip(), fragments.views(_seen(image), likeliest, explainer.overlay(image, picture, likeliest))
@@ -182,8 +181,7 @@ def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
         classifier, explainer = shelf[name]
         if file is None or event.value not in classifier.classes:
             return gr.skip()
-        picture = decode_image(file)
-        image = classifier.tensor(picture)
+        image, picture, _ = _taken_in(classifier, file)
         views = fragments.views(_seen(image), event.value, explainer.overlay(image, picture, event.value))
         return views if is_last() else gr.skip()
 
@@ -200,7 +198,7 @@ def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
             sentence = _html(gr, HINT, elem_id="sentence", html_template='<div role="status">${value}</div>')
             answer = gr.Label(label="Answer", num_top_classes=TOP_K, elem_id="answer")
             seen = _html(gr)
-    image.preprocess = _file_content  # the bytes as they came: decode_image is the one place that reads images
+    _take_uploads(image, _file_content)  # the bytes as they came: decode_image is the one place that reads images
     results = [answer, sentence, seen]
     # An answer to the last picture must not stand under the next one, however long that takes: it is wiped away at once,
     # all calls are made, and what any but the last one finds is not shown.
@@ -215,6 +213,13 @@ def _one_picture(gr, shelf: Shelf, turns: Turns, chosen) -> list:
         button.click(lambda path=path: path, None, image, **private).then(look, [image, chosen], results, **private)
     answer.select(look_for, [image, chosen], seen, **private)
     return [image, *results]
+
+
+def _taken_in(classifier: Classifier, file: bytes):
+    """What the network sees of a picture, the square that Grad-CAM is drawn over, and remarks. Raises BadImage."""
+    with turn_for(file):
+        picture = decode_image(file)
+        return classifier.tensor(picture), fit_image(picture, SIDE), picture.info["warnings"]
 
 
 def _seen(image: torch.Tensor):
@@ -245,7 +250,7 @@ def _many_pictures(gr, shelf: Shelf, turns: Turns, chosen) -> list:
     gr.Markdown("Several files, or a zip archive of them: JPEG, PNG, WebP, GIF or BMP, up to 10 MB a file.")
     files = gr.File(label="Pictures", file_count="multiple", height=200)
     table = _html(gr, min_height=80)
-    files.preprocess = _named_paths
+    _take_uploads(files, _named_paths)
     private = {"api_visibility": "private", "trigger_mode": "multiple", **MANY}
     files.clear(None, None, table, js="() => ''", **private)
     for event in (files.upload, files.delete, files.clear):
@@ -286,7 +291,8 @@ def _endpoints(gr, classifier: Classifier) -> None:
         if image is None:
             return None
         try:
-            return classifier.predict(image)
+            with turn_for(image):
+                return classifier.predict(image)
         except BadImage as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -298,17 +304,26 @@ def _endpoints(gr, classifier: Classifier) -> None:
 
     image, label = gr.Image(type="filepath", visible=False), gr.Label(num_top_classes=TOP_K, visible=False)
     files, table = gr.File(label="Pictures", file_count="multiple", visible=False), gr.JSON(visible=False)
-    image.preprocess, files.preprocess = _file_content, _named_paths
+    _take_uploads(image, _file_content)
+    _take_uploads(files, _named_paths)
     image.upload(predict, image, label, api_name="predict", **ONE)
     files.upload(predict_batch, files, table, api_name="predict_batch", **MANY)
 
 
+def _take_uploads(component, preprocess: Callable) -> None:
+    """Has a component hand over uploads by `preprocess`, and others have their turn while Gradio looks at a thousand."""
+
+    async def stays(path):  # UploadsOnly has seen that it lies in the folder of uploads already
+        await asyncio.sleep(0)
+        return str(path)
+
+    component.preprocess, component.async_move_resource_to_block_cache = preprocess, stays
+
+
 def _file_content(payload) -> bytes | None:
-    """The bytes of an upload or of a data: URL, in place of Gradio's own decoding."""
+    """The bytes of an upload, in place of Gradio's own decoding."""
     if payload is None:
         return None
-    if payload.url and payload.url.startswith("data:"):
-        return base64.b64decode(payload.url.partition(",")[2])
     return Path(payload.path).read_bytes()
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_fastai.api import MAX_FILES, MAX_REQUEST_BYTES
 from cifar_fastai.errors import UserError
+from cifar_fastai.guards import MAX_FILES, MAX_REQUEST_BYTES
 from cifar_fastai.images import MAX_BYTES, TOO_LARGE, BadImage
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may ask for gigabytes of memory before the first byte

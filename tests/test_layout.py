@@ -13,8 +13,8 @@ ORDER = (
     "errors terminal compat scratch labels tomlfiles recipes imagebounds images download folders sources cache models "
     "pretrained imageops augment corruptions data distributed convolutions muon learner checkpoints interrupts "
     "resuming training tracking figures contactsheet metrics explain evaluation manifest schema artifacts inference "
-    "batching explainer prediction onnx_export report api uploads fragments page web runfolder run robustness "
-    "finished compare lrfinder tuning auto cli"
+    "batching explainer prediction onnx_export report guards api uploads fragments page server web runfolder run "
+    "robustness finished compare lrfinder tuning auto cli"
 ).split()
 
 
