@@ -4,6 +4,7 @@ import csv
 import ctypes
 import io
 import math
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def train(
     saved = folder / "checkpoints"
     if learn.processes.first:
         saved.mkdir(exist_ok=True)
+        if not resume:
+            _check_room(learn, saved)
     interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
     checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts, config)
@@ -130,6 +133,18 @@ def _fit(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
         else "and no smaller one was found to fit: try a smaller --model or --bs."
     )
     raise UserError(f"There is not enough memory for a batch of {bs} images, {way_out}")
+
+
+def _check_room(learn: Learner, saved: Path) -> None:
+    """Raises UserError if a disk has no room for the checkpoints of a network: the best, the last two and one being saved,
+    each with an optimizer's state at least as large as the weights."""
+    needed = 4 * 2 * sum(value.nbytes for value in learn.model.state_dict().values())
+    free = shutil.disk_usage(saved).free
+    if free < needed:
+        raise UserError(
+            f"There is no room for the checkpoints in {saved}, which take about {needed / 1e6:,.0f} MB: "
+            f"{free / 1e6:,.0f} MB are free. Make room, or choose another --out."
+        )
 
 
 @contextmanager

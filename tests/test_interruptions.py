@@ -264,3 +264,11 @@ def test_one_seed_that_remains_keeps_its_name():
     options = RunOptions(source="digits", seed=5, out=Path("runs"), command="python train.py --seeds 3 --seed 5")
     assert " --seed 7 --seeds 1 --name some-seed7; " in _remaining(options, "some", 6, 7)
     assert _remaining(options, "some", 7, 7) == "" and "--seed 6 --seeds 2; " in _remaining(options, "some", 5, 7)
+
+
+def test_no_room_for_the_checkpoints_is_known_before_the_first_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifar_fastai.training.shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    arguments = ("--data", "digits", "--recipe", "classic-sgd", "--subset", "200", "--epochs", "1")
+    done = call_here("train", *arguments, cwd=tmp_path)
+    assert_clear_error(done, 2, "no room for the checkpoints in runs/", "26 MB: 5 MB are free", "another --out")
+    assert "epoch" not in done.stdout
