@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line
+from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line, shown
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -36,7 +36,7 @@ from cifar_fastai.manifest import (
 )
 from cifar_fastai.models import MODELS, create_model, familiarity, misfit
 from cifar_fastai.recipes import NAME
-from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, shown, written
+from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, written
 
 PROBE_IMAGES, PROBE_SEED = 8, 0
 PROBE_NOISE, PROBE_LIMIT = 1e-5, 1e-4  # what other versions may change in silence, and at all

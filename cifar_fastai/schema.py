@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cifar_fastai.errors import ExportError, UserError
+from cifar_fastai.errors import LONGEST_SHOWN, ExportError, UserError, shown
 from cifar_fastai.manifest import CONFIG, MB, READ_SCHEMAS, parse_json, read_limited, to_json
 from cifar_fastai.recipes import MAX_INPUT_SIZE, MAX_SIZE, NAME, Recipe
 from cifar_fastai.sources import MAX_CLASSES
@@ -33,7 +33,6 @@ LIMITS = {CONFIG: MB, CORRUPTIONS: MB, METRICS: 16 * MB}  # bytes; a matrix of M
 MAX_NAME = 255
 TTA_VIEWS = ("mirror", "shift")  # what test-time augmentation can average over, beside the image itself
 HIGHEST_LOSS = 1e40  # more than a float32 can hold
-LONGEST_SHOWN = 60  # characters of what a file holds, in an error
 
 
 def must_be(words: str) -> WrapValidator:
@@ -482,14 +481,6 @@ def _in_words(error: ValidationError) -> str:
             return f"{field} must be a list, not {shown(first['input'])}"
         case _:
             return f"{field}: {first['msg'][:100]}"
-
-
-def shown(value) -> str:
-    """A value from somebody else's file, fit for a line of an error: short, and nothing in it rules a terminal."""
-    if isinstance(value, dict | list):
-        return "a list" if isinstance(value, list) else "an object"
-    words = repr(value[: LONGEST_SHOWN + 1] if isinstance(value, str) else value)
-    return words if len(words) <= LONGEST_SHOWN + 2 else f"{words[:LONGEST_SHOWN]}…"
 
 
 def read(kind: type[BaseModel], path: Path, whole: bool = False) -> dict:
