@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line
+from cifar_fastai.errors import ExportError, ExportWarning, UserError, first_line, shown
 from cifar_fastai.manifest import (
     CARD,
     CONFIG,
@@ -38,7 +38,7 @@ from cifar_fastai.manifest import (
 )
 from cifar_fastai.models import MODELS, create_model, familiarity, misfit
 from cifar_fastai.recipes import NAME
-from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, shown, written
+from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, written
 from cifar_fastai.terminal import markdown, printable
 
 PROBE_IMAGES, PROBE_SEED = 8, 0

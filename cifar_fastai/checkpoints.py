@@ -83,19 +83,21 @@ def load(path: Path) -> dict:
 def load_last(folder: Path, quiet: bool = False) -> dict | None:
     """The newest whole state in a folder of checkpoints; None if none was saved yet. Raises UserError.
 
-    quiet: without a warning of one that is damaged.
+    quiet: without a warning of one that is damaged, if another is whole.
     """
-    saved = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    saved, damaged = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()], []
     for path in saved:
         try:
             state = load(path)
         except UserError as error:
-            if not quiet:
-                print(f"warning: {error}", file=sys.stderr)
+            damaged.append(f"warning: {error}")
             continue
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was saved by another version, which alone can go on from it.")
+        if not quiet:
+            print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return state
     if saved:
+        print(*damaged, sep="\n", file=sys.stderr)
         raise UserError(f"No checkpoint in {folder} is whole; the training has to start anew.")
     return None

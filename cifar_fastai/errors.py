@@ -3,6 +3,8 @@
 Whatever is raised from here is shown as its message alone, so a message names the thing and the way out.
 """
 
+LONGEST_SHOWN = 60  # characters of what a file holds, in an error
+
 
 class UserError(Exception):
     """Wrong usage or input."""
@@ -58,6 +60,14 @@ class Interrupted(KeyboardInterrupt):
 
 class TrackingWarning(UserWarning):
     """A run goes on without being logged to a tracker that it should be logged to."""
+
+
+def shown(value) -> str:
+    """A value from somebody else's file, fit for a line of an error: short, and nothing in it rules a terminal."""
+    if isinstance(value, dict | list):
+        return "a list" if isinstance(value, list) else "an object"
+    words = repr(value[: LONGEST_SHOWN + 1] if isinstance(value, str) else value)
+    return words if len(words) <= LONGEST_SHOWN + 2 else f"{words[:LONGEST_SHOWN]}…"
 
 
 def first_line(error) -> str:

@@ -6,8 +6,10 @@ last layer alone is taken away, so that any architecture will do, and files of w
 fastai, so that predicting does not either.
 """
 
+import errno
 import hashlib
 import socket
+import stat
 import sys
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
@@ -253,6 +255,7 @@ def weights_origin(recipe: Recipe) -> str:
     if recipe.weights:
         path = Path(recipe.weights)
         try:
+            _check_regular(path)
             return f"from {path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()})"
         except OSError as error:
             raise _unreadable(path, error) from None
@@ -309,6 +312,7 @@ def _from_file(name: str, path: Path) -> nn.Module:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
+        _check_regular(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -323,6 +327,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict: a tensor for each name, as `torch.save(model.state_dict(), …)` writes."
         )
     return found
+
+
+def _check_regular(path: Path) -> None:
+    """Raises OSError for a pipe or a device, which may never end, and if there is nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_fastai.errors import UserError, first_line
+from cifar_fastai.errors import UserError, shown
 from cifar_fastai.tomlfiles import read_toml, to_toml
 
 MIN_VALID_PCT, MAX_VALID_PCT = 0.10, 0.20
@@ -24,7 +24,7 @@ MOST_EPOCHS = 100_000
 FLIPS = ("random", "alternating", "off")
 OPTIMIZERS = ("adam", "sgd", "muon")
 MOST_BASES = 10  # of a recipe file, each the base of the one before
-LONGEST_ERROR = 600  # characters; it quotes what stands in a file
+LONGEST_TEXT = 4096  # characters of a field of a recipe file
 LARGEST = 10**9
 PRECISIONS = ("auto", "float32", "bfloat16")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # of a recipe, a run or an export: it becomes a part of folders' names
@@ -346,7 +346,7 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> Recipe:
         if base is None:
             recipe = Recipe(name="defaults")
         elif type(base) is not str:
-            raise UserError(f"base must be the name of a recipe or a file ending in .toml, in quotes, not {base!r}.")
+            raise UserError(f"base must be the name of a recipe or a file ending in .toml, in quotes, not {shown(base)}.")
         elif base.endswith(".toml"):
             recipe = _read_recipe(path.parent / base, (*heirs, path.resolve()))
         else:
@@ -354,13 +354,13 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> Recipe:
         fields = {field: _typed(field, value) for field, value in values.items()}
         return dataclasses.replace(recipe, **{"name": path.stem, "about": "", "measured": "", **fields})
     except UserError as error:
-        raise UserError(f"{path}: {error if len(str(error)) < LONGEST_ERROR else first_line(error) + '…'}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _check_field(name: str) -> None:
     fields = [field.name for field in dataclasses.fields(Recipe)]
     if name not in fields:
-        raise UserError(f"A recipe has no field {name!r}.{nearest(name, fields)}")
+        raise UserError(f"A recipe has no field {shown(name)}.{nearest(name[:100], fields)}")
 
 
 def _typed(name: str, value):
@@ -371,11 +371,13 @@ def _typed(name: str, value):
         return float(value)
     if kind is int and type(value) is int and abs(value) > LARGEST:
         raise UserError(f"{name} must be a whole number up to {LARGEST:,}.")
+    if kind is str and type(value) is str and len(value) > LONGEST_TEXT:
+        raise UserError(f"{name} must be text of up to {LONGEST_TEXT:,} characters.")
     if kind in KINDS and type(value) is kind:  # type() and not isinstance(), since True is an int too
         return value
     if kind not in KINDS and isinstance(value, list) and all(map(_is_number, value)):
         return tuple(map(float, value))
-    raise UserError(f"{name} must be {KINDS.get(kind, 'three numbers in brackets')}, not {value!r}.")
+    raise UserError(f"{name} must be {KINDS.get(kind, 'three numbers in brackets')}, not {shown(value)}.")
 
 
 def _is_number(value) -> bool:

@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 from cifar_fastai.checkpoints import write_whole
 from cifar_fastai.distributed import Processes
-from cifar_fastai.errors import DataError, ProcessLost, UserError
+from cifar_fastai.errors import DataError, ProcessLost, UserError, shown
 from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.manifest import CONFIG, parse_json, to_json
 from cifar_fastai.recipes import DESCRIPTION, Recipe, get_recipe, is_file_name
-from cifar_fastai.schema import METRICS, Metrics, RunConfig, checked, read, shown, to_recipe, written
+from cifar_fastai.schema import METRICS, Metrics, RunConfig, checked, read, to_recipe, written
 from cifar_fastai.sources import ImageData
 
 CHECKPOINTS = "checkpoints"

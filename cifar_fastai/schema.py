@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cifar_fastai.errors import ExportError, UserError
+from cifar_fastai.errors import LONGEST_SHOWN, ExportError, UserError, shown
 from cifar_fastai.labels import MAX_CLASSES, MAX_NAME
 from cifar_fastai.manifest import CONFIG, MB, READ_SCHEMAS, parse_json, read_limited, to_json
 from cifar_fastai.recipes import MAX_INPUT_SIZE, MAX_SIZE, NAME, Recipe
@@ -32,7 +32,6 @@ METRICS, CORRUPTIONS = "metrics.json", "corruptions.json"
 LIMITS = {CONFIG: MB, CORRUPTIONS: MB, METRICS: 16 * MB}  # bytes; a matrix of MAX_CLASSES classes takes most of it
 TTA_VIEWS = ("mirror", "shift")  # what test-time augmentation can average over, beside the image itself
 HIGHEST_LOSS = 1e40  # more than a float32 can hold
-LONGEST_SHOWN = 60  # characters of what a file holds, in an error
 
 
 def must_be(words: str) -> WrapValidator:
@@ -481,14 +480,6 @@ def _in_words(error: ValidationError) -> str:
             return f"{field} must be a list, not {shown(first['input'])}"
         case _:
             return f"{field}: {first['msg'][:100]}"
-
-
-def shown(value) -> str:
-    """A value from somebody else's file, fit for a line of an error: short, and nothing in it rules a terminal."""
-    if isinstance(value, dict | list):
-        return "a list" if isinstance(value, list) else "an object"
-    words = repr(value[: LONGEST_SHOWN + 1] if isinstance(value, str) else value)
-    return words if len(words) <= LONGEST_SHOWN + 2 else f"{words[:LONGEST_SHOWN]}…"
 
 
 def read(kind: type[BaseModel], path: Path, whole: bool = False) -> dict:

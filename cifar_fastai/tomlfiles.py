@@ -1,7 +1,6 @@
 """Flat TOML files, read with errors that name the file and the line, and written."""
 
 import json
-import stat
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ LONGEST = 100_000  # bytes
 def read_toml(path: Path) -> dict:
     """What stands in a TOML file. Raises UserError if it cannot be read or breaks TOML's grammar."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+        if not (path.is_file() or path.is_dir()) and path.exists():  # a pipe or a device may never end
             raise UserError(f"{path} cannot be read: it is no regular file.")
         with path.open("rb") as file:
             data = file.read(LONGEST + 1)

@@ -5,7 +5,9 @@ The trials are kept in a study, a file or a database, that outlives the processe
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection
@@ -103,6 +105,8 @@ def open_study(at: str, name: str, setup: dict):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(N_STARTUP_TRIALS, n_warmup_steps=setup["epochs"] // 3)
     try:
+        if "://" not in at and os.path.lexists(at) and not os.path.isfile(at):  # noqa: PTH113  /dev/zero would be read for ever
+            raise OSError(errno.EINVAL, "it is no regular file")
         storage = RDBStorage(at) if "://" in at else JournalStorage(JournalFileBackend(at))
         try:
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", pruner=pruner)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import shutil
 import socket
@@ -34,7 +35,14 @@ from cifar_fastai.finished import evaluate_run, reexport_run
 from cifar_fastai.lrfinder import search_lr, without_epochs
 from cifar_fastai.metrics import unfamiliar_below
 from cifar_fastai.onnx_export import write_onnx
-from cifar_fastai.pretrained import channel_stats, check_model, create_architecture, create_pretrained, try_model
+from cifar_fastai.pretrained import (
+    channel_stats,
+    check_model,
+    create_architecture,
+    create_pretrained,
+    try_model,
+    weights_origin,
+)
 from cifar_fastai.run import RunOptions, resume, run
 
 NAME = "mobilenet_v3_small"
@@ -512,8 +520,8 @@ def test_a_finished_run_is_evaluated_and_exported_without_its_first_weights(fini
         ({"model": "resnet18"}, "does not fit"),
         ({"model": "hf-hub:x/y"}, "not known here"),
         ({"model": "vit_b_32"}, "cannot see images of 48 x 48"),
-        ({"input_size": 10**6}, "impossible"),
-        ({"input_size": 16}, "impossible"),
+        ({"input_size": 10**6}, "input_size must be a whole number from 16 to 512"),
+        ({"input_size": 16}, "input_size must be no smaller than size"),
         ({"input_size": 64}, "other probabilities"),
     ],
     ids=str,
@@ -525,3 +533,12 @@ def test_changed_exports_are_refused(finished, tmp_path, changes, words):
     write_manifest(export)
     with pytest.raises(ExportError, match=words):
         load_export(export)
+
+
+def test_weights_that_never_end_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in ("/dev/zero", str(tmp_path / "pipe.pth"), str(tmp_path)):
+        recipe = transfer(weights=path)
+        for use in (weights_origin, try_model):
+            with pytest.raises(DataError, match=r"cannot be read \(it is no regular file"):
+                use(recipe)
