@@ -227,7 +227,7 @@ def gif_frame(dice, width: int, height: int) -> bytes:
 def gif(dice, before=b"", after=b"") -> bytes:
     width, height = size_of(dice)
     if dice.random() < 0.6:
-        size = min(width, 65_500), min(height, 25_000_000 // min(width, 65_500))
+        size = min(width, 65_500), min(height, 65_500, 25_000_000 // min(width, 65_500))
         whole = encoded(Image.new("P", size, 3), "GIF", interlace=dice.randrange(2))
         start = whole.index(b",", 13)
         return whole[:start] + before + whole[start:-1] + after + b";"

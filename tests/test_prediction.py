@@ -78,11 +78,12 @@ def test_python_reads_no_pipe_and_no_device_either(folder):
 def test_files_that_announce_nothing_and_never_end():
     """Regular by their kind, of no length by their size."""
     assert Path("/proc/self/pagemap").stat().st_size == 0
-    start = time.monotonic()
-    for path in ("/proc/self/pagemap", "/proc/self/mem", "/proc/self/status"):
-        with pytest.raises(BadImage, match=r"larger than 10 MB|cannot be read|Not an image"):
-            decode_image(path)
-    assert time.monotonic() - start < 20
+    with pytest.raises(BadImage, match="larger than 10 MB"):
+        decode_image("/proc/self/pagemap")
+    with pytest.raises(BadImage, match="cannot be read"):
+        decode_image("/proc/self/mem")
+    with pytest.raises(BadImage, match="Not an image"):
+        decode_image("/proc/self/status")
 
 
 def test_no_more_than_the_limit_is_read_of_standard_input(folder, predict, monkeypatch):
