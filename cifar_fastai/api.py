@@ -105,8 +105,8 @@ def create_api(classifier: BatchingClassifier, auth: tuple[str, str] | None = No
         lifespan=lifespan,
         dependencies=[Depends(_Documented())] if auth else [],
     )
-    api.add_middleware(SignIn, auth=auth)
     api.add_middleware(Limits)
+    api.add_middleware(SignIn, auth=auth)  # before it
 
     def refuse_if_full():
         if places.locked():

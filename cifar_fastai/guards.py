@@ -42,6 +42,8 @@ GRACE_SECONDS = 10  # before the rate counts
 MIN_RATE = 10_000  # bytes a second on average, from the first on
 MAX_UPLOAD_SECONDS = 120
 LINGER_SECONDS = 2  # for which a refused sender is heard out
+PAGE_AT_ONCE = 2  # requests to the page that are answered at a time; others have their turn in between
+SLICE_PARTS = 8  # of a form with many, which are parsed at a time: each opens a file
 # What all requests together may hold.
 MAX_HELD_BYTES = 400_000_000  # of bodies from their first byte to the answer
 PART_BYTES = 100_000  # that a part of a form counts for besides: it has a file of its own
@@ -50,7 +52,9 @@ MAX_STORED_BYTES, MAX_STORED_FILES = 1_000_000_000, 20_000  # uploads to the pag
 RETRY_AFTER = b"1"  # seconds
 BUSY = "Busy: too much is being sent at the same time. Try again in a moment."
 CALLS = re.compile(r"/gradio_api/(queue/join|(call|call/v2|run|api)/[^/]+/?|cancel|reset/?)")
+API = "/v1/"
 UPLOAD = "/gradio_api/upload"
+WAITING = "/gradio_api/upload_progress"  # for an upload to begin
 SHUT = "/gradio_api/dev/"  # a stream that asks for changes twenty times a second
 MALFORMED = "The request does not have the form that is asked for here."
 ELSEWHERE = "Send the picture itself: neither addresses nor files of the server are opened."
@@ -68,14 +72,17 @@ OPEN = re.compile(
 class Limits:
     """Refuses a request that is too large or too slow: at once if it says so, else while it arrives.
 
-    A refused sender is hung up on, and one who meets a full queue is told when to come back. When all bodies together
-    hold too much, the one that has held most for longest is given up, so that a newcomer finds room.
+    What is no form is received as a whole before anybody sees it. A refused sender is hung up on, and one who meets a full
+    queue is told when to come back. When all bodies together hold too much, the one that has held most for longest is given
+    up, so that a newcomer finds room.
     """
 
     def __init__(self, app):
         self.app = app
         self.bodies: set[_Body] = set()
         self.held = 0  # bytes
+        self.slicing = asyncio.Lock()
+        self.turns = asyncio.Semaphore(PAGE_AT_ONCE)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -86,8 +93,17 @@ class Limits:
         try:
             if refusal := body.refusal():
                 await _detail(*refusal)(scope, receive, answer.send)
-            else:
+            elif body.is_form:
                 await self.app(scope, body.receive, answer.send)
+            else:
+                whole = _replayed(await Request(scope, body.receive).body(), receive)
+                if scope["path"].startswith(API) or scope["path"] == WAITING:
+                    await self.app(scope, whole, answer.send)
+                else:
+                    async with _Turn(self.turns) as turn:
+                        await self.app(scope, whole, turn.ending(answer.send))
+        except HTTPException as error:
+            await _detail(error.status_code, error.detail)(scope, receive, answer.send)
         except ClientDisconnect:  # there is nobody to tell
             pass
         except asyncio.CancelledError:
@@ -113,12 +129,14 @@ class _Body:
         self._task = asyncio.current_task()
         self.start, self.n_bytes, self.cost = asyncio.get_running_loop().time(), 0, 0
         self.whole = self.given_up = False
+        self._slices: list[dict] = []  # of the last message, the first one last
         kind, options = parse_options_header(self._headers.get("content-type"))
-        self._parts = _Parts(options.get(b"boundary", b"")) if kind == b"multipart/form-data" else None
+        self.is_form = kind == b"multipart/form-data"
+        self._parts = _Parts(options.get(b"boundary", b""))
         if scope["path"] in LOGIN:
             self.limit = MAX_LOGIN_BYTES
         else:
-            self.limit = MAX_REQUEST_BYTES if self._parts else MAX_JSON_BYTES
+            self.limit = MAX_REQUEST_BYTES if self.is_form else MAX_JSON_BYTES
         size = f"{self.limit // 1_000_000} MB" if self.limit >= 1_000_000 else f"{self.limit // 1000} kB"
         self.too_large = 413, f"The request is larger than {size}."
 
@@ -127,7 +145,7 @@ class _Body:
         length = self._headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.limit:
             return self.too_large
-        if self._parts and not 0 < len(self._parts.boundary) <= MAX_BOUNDARY:
+        if self.is_form and not 0 < len(self._parts.boundary) <= MAX_BOUNDARY:
             return 400, "The form has no boundary, or one that is too long."
         if "\0" in self._scope["path"]:
             return 400, "There is a null character in the address."
@@ -135,29 +153,36 @@ class _Body:
 
     async def receive(self):
         """The next message. Raises HTTPException."""
+        if self._slices:
+            async with self._limits.slicing:  # one at a time of all requests
+                await asyncio.sleep(0)
+            return self._slices.pop()
         if self.whole:
             return await self._receive()
-        left = (
-            self.start + min(GRACE_SECONDS + self.n_bytes / MIN_RATE, MAX_UPLOAD_SECONDS) - asyncio.get_running_loop().time()
-        )
+        seconds = min(GRACE_SECONDS + self.n_bytes / MIN_RATE, MAX_UPLOAD_SECONDS)
+        left = max(self.start + seconds - asyncio.get_running_loop().time(), 0)
         try:
-            message = await asyncio.wait_for(self._receive(), max(left, 0))
+            message = await asyncio.wait_for(self._receive(), left)
         except asyncio.TimeoutError:
             raise HTTPException(408, f"The upload is too slow, or took more than {MAX_UPLOAD_SECONDS} seconds.") from None
         self.whole = not message.get("more_body")
-        self._count(message.get("body", b""))
-        return message
+        n_parts = self._count(message.get("body", b""))
+        if n_parts <= SLICE_PARTS:
+            return message
+        self._slices = _sliced(message, len(message["body"]) * SLICE_PARTS // n_parts)
+        return self._slices.pop()
 
-    def _count(self, data: bytes) -> None:
+    def _count(self, data: bytes) -> int:
         self.n_bytes += len(data)
         if self.n_bytes > self.limit:
             raise HTTPException(*self.too_large)
-        n_parts = self._parts.count(data) if self._parts else 0
+        n_parts = self._parts.count(data) if self.is_form else 0
         self.cost += (more := len(data) + n_parts * PART_BYTES)
         self._limits.held += more
         self._limits.make_room()
         if self.given_up:
             raise HTTPException(503, BUSY)
+        return n_parts
 
     def give_up(self) -> None:
         self.given_up = True
@@ -176,6 +201,14 @@ class _Body:
 
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(rest(), LINGER_SECONDS)
+
+
+def _sliced(message: dict, size: int) -> list[dict]:
+    """A message as several with bodies of `size`, the last one first."""
+    body, kind = message["body"], message["type"]
+    slices = [{"type": kind, "body": body[at : at + size], "more_body": True} for at in range(0, len(body), size)]
+    slices[-1]["more_body"] = message.get("more_body", False)
+    return slices[::-1]
 
 
 class _Parts:
@@ -224,7 +257,44 @@ class _Answer:
         await self._send(message)
 
     def _hangs_up(self) -> bool:
-        return self.status in (408, 413) or self._body.given_up
+        return not self._body.whole and (self.status in (408, 413) or self._body.given_up)
+
+
+def _replayed(body: bytes, receive):
+    """In place of `receive`, where all of the body has been received."""
+    messages = [{"type": "http.request", "body": body}]
+
+    async def replayed():
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
+class _Turn:
+    """One of a few until its answer begins. An answer of the page takes milliseconds, and a stream then next to nothing."""
+
+    def __init__(self, turns: asyncio.Semaphore):
+        self._turns, self._taken = turns, False
+
+    async def __aenter__(self):
+        await self._turns.acquire()
+        self._taken = True
+        return self
+
+    async def __aexit__(self, *_):
+        self._end()
+
+    def ending(self, send):
+        async def ended(message):
+            self._end()
+            await send(message)
+
+        return ended
+
+    def _end(self) -> None:
+        if self._taken:
+            self._taken = False
+            self._turns.release()
 
 
 # --- who ---------------------------------------------------------------------------------------------------------
@@ -245,7 +315,7 @@ class SignIn:
 
     def _refusal(self, scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        if scope["path"].startswith(("/v1", "/docs", "/openapi.json", "/static-offline-docs")):
+        if scope["path"].startswith((API, "/docs", "/openapi.json", "/static-offline-docs")):
             if self._admits(headers.get("authorization", "")):
                 return None
             asked = {"WWW-Authenticate": 'Basic realm="Image classifier", charset="UTF-8"'}
@@ -292,23 +362,15 @@ class UploadsOnly:
         if path.startswith(SHUT) or (is_post and not is_call and path not in (UPLOAD, *LOGIN)):
             return await _detail(404, "There is nothing here.")(scope, receive, send)
         if is_post and path == UPLOAD:
-            return await self.app(scope, await self.store.receiving(receive), send)
-        if not is_call:
-            return await self.app(scope, receive, send)
-        try:
+            receive = await self.store.receiving(receive)
+        elif is_call:
             body = await Request(scope, receive).body()
-            self.check(path, body)
-        except HTTPException as error:
-            return await _detail(error.status_code, error.detail)(scope, receive, send)
-
-        async def replayed():
-            nonlocal body
-            if body is None:
-                return await receive()
-            message, body = {"type": "http.request", "body": body}, None
-            return message
-
-        await self.app(scope, replayed, send)
+            try:
+                self.check(path, body)
+            except HTTPException as error:
+                return await _detail(error.status_code, error.detail)(scope, receive, send)
+            receive = _replayed(body, receive)
+        await self.app(scope, receive, send)
 
     def check(self, path: str, body: bytes) -> None:
         """Raises HTTPException unless this is a call of some size and depth that gives words and uploads alone."""

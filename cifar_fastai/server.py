@@ -15,7 +15,7 @@ from cifar_fastai.errors import UserError
 MAX_HEAD_BYTES = 16_384  # of a request's lines before its body
 HEAD_SECONDS = 10  # for all of them, from the first moment of a connection or the last answer on
 UNREAD_SECONDS = 20  # for which an answer may wait without being read
-MAX_CONNECTIONS = 1000  # at the same time; then the one that has waited longest makes room
+MAX_CONNECTIONS = 1000  # at the same time; then those that have waited longest make room
 MIN_CHUNK_BYTES, FREE_CHUNKS = 100, 1000  # on average, where a body comes in more pieces than that
 STOP_SECONDS = 7  # from the first signal on, whatever is under way
 CLOSING_SECONDS = 3  # of these for the answers that are being given
@@ -62,8 +62,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport):
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            others = (each for each in self.connections if each is not self and each.stage < 3)
-            min(others, key=lambda each: (each.stage, each.since), default=self).transport.abort()
+            others = [each for each in self.connections if each is not self and each.stage < 3]
+            others.sort(key=lambda each: (each.stage, each.since))
+            for each in others[: self.most // 20] or [self]:  # some more, since it takes a while to find them
+                each.transport.abort()
 
     def end_if_overdue(self) -> None:
         now = self.loop.time()
