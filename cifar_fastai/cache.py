@@ -21,6 +21,7 @@ import numpy as np
 from cifar_fastai.download import CIFAR10, MB, alone, digests
 from cifar_fastai.errors import DataError
 from cifar_fastai.sources import ImageData, cache_folder, existing_path, list_folder, read_data, read_rows
+from cifar_fastai.terminal import printable
 
 FORMAT = 2  # of these files, and of how `fit_image` makes a picture square
 DATA, MANIFEST = "data.bin", "manifest.json"
@@ -91,7 +92,7 @@ def _open_or_tell(folder: Path, origin: dict) -> ImageData | None:
             return None
         return _open(folder, manifest)
     except _Damaged as reason:
-        print(f"the prepared copy {folder} is damaged ({reason}): making it anew", file=sys.stderr, flush=True)
+        print(printable(f"the prepared copy {folder} is damaged ({reason}): making it anew"), file=sys.stderr, flush=True)
         return None
 
 
@@ -162,7 +163,8 @@ def _prepare(source: str | os.PathLike, size: int, folder: Path, origin: dict) -
 
 def _without_copy(data: ImageData, folder: Path, error: OSError) -> ImageData:
     reason = error.strerror or error
-    print(f"no prepared copy can be kept in {folder} ({reason}): the next start reads everything again", file=sys.stderr)
+    words = f"no prepared copy can be kept in {folder} ({reason}): the next start reads everything again"
+    print(printable(words), file=sys.stderr)
     return dataclasses.replace(data, images=np.stack(data.images))
 
 

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 import torch
 
 from cifar_fastai.errors import UserError, first_line
+from cifar_fastai.terminal import warn
 
 FORMAT = 2  # of the state in last.pth
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "previous.pth"
@@ -82,7 +83,7 @@ def load_last(folder: Path) -> dict | None:
         try:
             state = load(path)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            warn(error)
             continue
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was saved by another version, which alone can go on from it.")

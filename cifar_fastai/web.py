@@ -16,6 +16,7 @@ from cifar_fastai.errors import UserError
 from cifar_fastai.images import MAX_BYTES
 from cifar_fastai.inference import Classifier
 from cifar_fastai.page import appearance, build_app
+from cifar_fastai.terminal import say
 
 MAX_PATHS = 2 * MAX_FILES  # that one call may name: each is looked up
 
@@ -144,9 +145,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _announce(classifier: Classifier, host: str, port: int, share: bool) -> None:
     name = "localhost" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-    print(f"export   {classifier.export.folder}", flush=True)
-    print(f"serving  http://{name}:{port}/ (Ctrl-C stops it)", flush=True)
-    print(f"api      http://{name}:{port}/docs", flush=True)
+    say("export", classifier.export.folder)
+    say("serving", f"http://{name}:{port}/ (Ctrl-C stops it)")
+    say("api", f"http://{name}:{port}/docs")
     if share:
         threading.Thread(target=_share, args=(name.strip("[]"), port), daemon=True).start()
 
@@ -157,7 +158,7 @@ def _share(host: str, port: int) -> None:
 
     try:
         url = networking.setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-        print(f"public   {url.replace('http://', 'https://')}", flush=True)
+        say("public", url.replace("http://", "https://"))
     except Exception as error:  # a mistake on the way to somebody else's server must not end this one
         reason = error.__cause__ or error
-        print(f"public   no link could be made ({reason}); the local address works", flush=True)
+        say("public", f"no link could be made ({reason}); the local address works")
