@@ -24,6 +24,7 @@ from cifar_fastai.download import CIFAR10, MB, NoMirror, alone, check_network, d
 from cifar_fastai.errors import DataError, DataWarning
 from cifar_fastai.folders import list_folder
 from cifar_fastai.sources import ImageData, cache_folder, check_rows, existing_path, read_data, read_rows
+from cifar_fastai.terminal import printable
 
 FORMAT = 3  # of these files, and of how `fit_image` makes a picture square
 DATA, MANIFEST = "data.bin", "manifest.json"
@@ -128,7 +129,7 @@ def _open_or_tell(folder: Path, origin: dict) -> ImageData | None:
             return None
         return _open(folder, manifest)
     except _Damaged as reason:
-        print(f"the prepared copy {folder} is damaged ({reason}): making it anew", file=sys.stderr, flush=True)
+        print(printable(f"the prepared copy {folder} is damaged ({reason}): making it anew"), file=sys.stderr, flush=True)
         return None
 
 
@@ -199,7 +200,8 @@ def _prepare(source: str | os.PathLike, size: int, labelled: bool, folder: Path,
 
 def _without_copy(data: ImageData, folder: Path, error: OSError) -> ImageData:
     reason = error.strerror or error
-    print(f"no prepared copy can be kept in {folder} ({reason}): the next start reads everything again", file=sys.stderr)
+    words = f"no prepared copy can be kept in {folder} ({reason}): the next start reads everything again"
+    print(printable(words), file=sys.stderr)
     return dataclasses.replace(data, images=np.stack(data.images))
 
 

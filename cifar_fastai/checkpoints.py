@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import sys
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,6 +10,7 @@ from pickle import UnpicklingError
 import torch
 
 from cifar_fastai.errors import UserError, first_line
+from cifar_fastai.terminal import warn
 
 FORMAT = 2  # of the state in last.pth
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "previous.pth"
@@ -90,14 +90,19 @@ def load_last(folder: Path, quiet: bool = False) -> dict | None:
         try:
             state = load(path)
         except UserError as error:
-            damaged.append(f"warning: {error}")
+            damaged.append(error)
             continue
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was saved by another version, which alone can go on from it.")
         if not quiet:
-            print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
+            _tell(damaged)
         return state
     if saved:
-        print(*damaged, sep="\n", file=sys.stderr)
+        _tell(damaged)
         raise UserError(f"No checkpoint in {folder} is whole; the training has to start anew.")
     return None
+
+
+def _tell(damaged: list[UserError]) -> None:
+    for error in damaged:
+        warn(error)

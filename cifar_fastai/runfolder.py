@@ -18,6 +18,7 @@ from cifar_fastai.manifest import CONFIG, parse_json, to_json
 from cifar_fastai.recipes import DESCRIPTION, Recipe, get_recipe, is_file_name
 from cifar_fastai.schema import METRICS, Metrics, RunConfig, checked, read, to_recipe, written
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import printable
 
 CHECKPOINTS = "checkpoints"
 DECIDING = ("fingerprint", "initial_weights", "seed", "subset", "device", "deterministic", "processes")  # with the recipe
@@ -64,7 +65,7 @@ def working_in(folder: Path, processes: Processes):
         ) from None
     except Exception as error:
         if not isinstance(error, UserError):  # a fault: with --debug it can be looked at without training again
-            print(f"the state is saved; {way_on}", file=sys.stderr)
+            print(printable(f"the state is saved; {way_on}"), file=sys.stderr)
         raise
 
 

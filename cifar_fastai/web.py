@@ -20,6 +20,7 @@ from cifar_fastai.interrupts import SIGNALS
 from cifar_fastai.page import appearance, build_app
 from cifar_fastai.scratch import scratch_folder
 from cifar_fastai.server import Server, allow_files, listen
+from cifar_fastai.terminal import say
 
 
 def serve(classifier: BatchingClassifier, *, host: str, port: int, share: bool, auth, max_queue: int) -> None:
@@ -99,9 +100,9 @@ def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_
 
 def _announce(classifier: Classifier, host: str, port: int, share: bool) -> None:
     name = "localhost" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-    print(f"export   {classifier.export.folder}", flush=True)
-    print(f"serving  http://{name}:{port}/ (Ctrl-C stops it)", flush=True)
-    print(f"api      http://{name}:{port}/docs", flush=True)
+    say("export", classifier.export.folder)
+    say("serving", f"http://{name}:{port}/ (Ctrl-C stops it)")
+    say("api", f"http://{name}:{port}/docs")
     if share:
         threading.Thread(target=_share, args=(name.strip("[]"), port), daemon=True).start()
 
@@ -112,7 +113,7 @@ def _share(host: str, port: int) -> None:
 
     try:
         url = networking.setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-        print(f"public   {url.replace('http://', 'https://')}", flush=True)
+        say("public", url.replace("http://", "https://"))
     except Exception as error:  # a mistake on the way to somebody else's server must not end this one
         reason = error.__cause__ or error
-        print(f"public   no link could be made ({reason}); the local address works", flush=True)
+        say("public", f"no link could be made ({reason}); the local address works")
