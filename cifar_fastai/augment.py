@@ -51,7 +51,7 @@ class Augment(Transform):
         self.fill = None
 
     def __getstate__(self):
-        return {**self.__dict__, "streams": None, "states": {}, "fill": None}  # an export has no use for them
+        return {**self.__dict__, "streams": None, "states": self.random_state, "fill": None}  # generators belong to a device
 
     @property
     def random_state(self) -> dict[str, Tensor]:
