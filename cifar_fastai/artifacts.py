@@ -33,14 +33,15 @@ from cifar_fastai.manifest import (
     to_json,
     write_manifest,
 )
-from cifar_fastai.models import MODELS, create_model, familiarity
+from cifar_fastai.models import MODELS, TTA_VIEWS, Views, create_model, familiarity, n_views
 from cifar_fastai.sources import MAX_CLASSES
 
 MAX_NAME = 255
 NUMBER = (int, float)
 CONFIG_FIELDS = {  # of config.json, all of them
     "schema": int, "name": str, "created": str, "model": str, "classes": list, "size": int, "input_size": int, "mean": list,
-    "std": list, "temperature": float, "unfamiliar_below": float, "training": dict, "test": dict, "versions": dict,
+    "std": list, "temperature": float, "unfamiliar_below": float, "tta_views": list, "training": dict, "test": dict,
+    "versions": dict,
 }  # fmt: skip
 TRAINING_FIELDS = {  # of those in "training" and "test", the ones that are shown
     "recipe": str, "data": str, "hardware": str, "n_params": int, "epochs_run": int, "seed": int, "train_seconds": NUMBER,
@@ -116,11 +117,13 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 
 
 def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
-                 unfamiliar_below: float, training: dict, test: dict, versions: dict) -> str:  # fmt: skip
+                 unfamiliar_below: float, training: dict, test: dict, versions: dict,
+                 tta_views: Views = TTA_VIEWS) -> str:  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step; returns its digest.
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
     familiarity that an image like the training images has. training, test: figures for config.json and the model card.
+    tta_views: those of TTA_VIEWS that test-time augmentation averages over.
     Raises OSError, with the folder's path.
     """
     from safetensors.torch import save
@@ -130,7 +133,7 @@ def write_export(folder: Path, learn, *, name: str, created: str, model: str, te
         "schema": SCHEMA, "name": name, "created": created, "model": model, "classes": list(learn.dls.vocab),
         "size": size, "input_size": getattr(learn.model, "side", size), "mean": normalize_tfm.mean.flatten().tolist(),
         "std": normalize_tfm.std.flatten().tolist(), "temperature": temperature, "unfamiliar_below": unfamiliar_below,
-        "training": training, "test": test, "versions": versions,
+        "tta_views": list(tta_views), "training": training, "test": test, "versions": versions,
     }  # fmt: skip
     network = learn.model.cpu().eval()
     export = Export(folder, network, config)
@@ -186,6 +189,8 @@ def model_card(config: dict) -> str:
     training, test, size = config["training"], config["test"], config["size"]
     low, high = test["test_accuracy_interval"]
     side = config["input_size"]
+    n = n_views(config["tta_views"])
+    tta = f" with test-time augmentation {test['test_accuracy_tta']:.2%}, averaged over {n} views," if n > 1 else ""
     enlarged = f", brought to {side} x {side} on the way" if side != size else ""
     return f"""# {config["name"]}
 
@@ -198,7 +203,7 @@ An image classifier for {len(config["classes"])} classes: {", ".join(config["cla
 | training data | {training["data"]} |
 | recipe | `{training["recipe"]}`, {training["epochs_run"]} epochs, seed {training["seed"]} |
 | trained on | {training["hardware"]}, in {training["train_seconds"] / 60:.0f} minutes |
-| test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
+| test accuracy | {test["test_accuracy"]:.2%},{tta} one run |
 | 95 % interval of the plain figure | {low:.2%} to {high:.2%} |
 | calibration error | {test["ece"]:.3f}; confidences were calibrated on validation images |
 | test loss | {test["test_loss"]:.4f} |
@@ -243,6 +248,7 @@ def _parse_config(data: bytes) -> dict:
     config = parse_json(CONFIG, data)
     check_schema(CONFIG, config)
     config.setdefault("input_size", config.get("size"))  # older exports are of networks that take images as they are
+    config.setdefault("tta_views", list(TTA_VIEWS))
     if unknown := sorted(config.keys() - CONFIG_FIELDS.keys()):
         raise ExportError(f"{CONFIG} holds the unknown field {unknown[0]!r}.")
     wrong = _misstated(config, CONFIG_FIELDS) or [

@@ -142,6 +142,13 @@ def augment(images: Tensor, recipe: Recipe, streams: Streams, *, rows=None, epoc
     return images
 
 
+def tta_views(recipe: Recipe) -> list[str]:
+    """The views for `tta_logits` that show an image as training with this recipe may have shown it: mirrored, if it mirrors;
+    shifted, if it moves images. What is only turned or zoomed in training is not shifted."""
+    moves = recipe.crop_pad or recipe.translate or recipe.trivial_augment
+    return ["mirror"] * (recipe.flip != "off") + ["shift"] * bool(moves)
+
+
 def _resamples(recipe: Recipe) -> bool:
     return bool(recipe.rotate or recipe.translate or recipe.scale or recipe.perspective or recipe.trivial_augment)
 

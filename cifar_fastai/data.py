@@ -60,16 +60,20 @@ class FitImage(Transform):
 
 
 class _Row(Transform):
-    """From a row number to what stands in that row. data: None in an export, which knows no rows."""
+    """From a row number to what stands in that row."""
 
     input_types = (int, np.integer)
 
-    def __init__(self, data: ImageData | None):
+    def __init__(self, data: ImageData):
         self.data = data
+
+    def without_data(self):
+        """For an export, which knows no rows."""
+        return type(self)(None)
 
 
 class ImageOfRow(_Row):
-    def __init__(self, data: ImageData | None):
+    def __init__(self, data: ImageData):
         super().__init__(data)
         self._tensors: dict[torch.device, tuple[Tensor, ...]] = {}
 
@@ -142,7 +146,7 @@ class BatchDL(TfmdDL):
         """As TfmdDL's. A loader without items, of which an export is made, lets go of the data too."""
         if isinstance(dataset, Datasets) and len(dataset) == 0:
             for items in dataset.tls:
-                without = [type(tfm)(None) if isinstance(tfm, _Row) else tfm for tfm in items.tfms.fs]
+                without = [tfm.without_data() if isinstance(tfm, _Row) else tfm for tfm in items.tfms.fs]
                 items.tfms = Pipeline(without, split_idx=items.tfms.split_idx)
         return super().new(dataset, cls, **kwargs)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifar_fastai import figures
 from cifar_fastai.artifacts import Export
+from cifar_fastai.augment import tta_views
 from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import BEST, load
 from cifar_fastai.data import EVAL_BATCH, dataloaders
@@ -46,8 +47,8 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
 
 def evaluate_run(folder: Path, source: str | None = None) -> dict:
     """Evaluate a run's best checkpoint anew: its figures, pictures, metrics.json and report.html are replaced."""
-    learn, _, config, metrics = open_run(folder, source)
-    metrics |= evaluate(learn, folder) | {"evaluated_at_commit": git_commit()}
+    learn, recipe, config, metrics = open_run(folder, source)
+    metrics |= evaluate(learn, folder, tta_views(recipe)) | {"evaluated_at_commit": git_commit()}
     record_metrics(folder, metrics, config)
     return metrics
 
@@ -101,7 +102,8 @@ def evaluate_export(export: Export, data: ImageData) -> dict:
             images = torch.from_numpy(data.images[data.n_train :][rows]).permute(0, 3, 1, 2)
             yield export.normalized(images), torch.from_numpy(labels[rows])
 
-    predictions = predict_batches(export.model, batches(), export.config["temperature"])
+    views = export.config["tta_views"]
+    predictions = predict_batches(export.model, batches(), export.config["temperature"], views)
     return split_figures(predictions, export.classes)
 
 
