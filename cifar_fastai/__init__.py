@@ -14,11 +14,13 @@ if TYPE_CHECKING:  # for those who read types, which cannot follow __getattr__
     from cifar_fastai.learner import fit as fit
     from cifar_fastai.recipes import Recipe as Recipe
     from cifar_fastai.recipes import get_recipe as get_recipe
+    from cifar_fastai.training import callbacks as callbacks
 
 _PUBLIC = {
     "BadImage": "images",
     "Classifier": "inference",
     "Recipe": "recipes",
+    "callbacks": "training",
     "create_learner": "learner",
     "dataloaders": "data",
     "decode_image": "images",

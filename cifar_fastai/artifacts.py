@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +35,9 @@ from cifar_fastai.manifest import (
     parse_json,
     write_manifest,
 )
-from cifar_fastai.models import MODELS, create_model, familiarity, misfit
+from cifar_fastai.models import MODELS, TTA_VIEWS, Views, create_model, familiarity, misfit, n_views
 from cifar_fastai.recipes import NAME
-from cifar_fastai.schema import TTA_VIEWS, ExportConfig, checked, written
+from cifar_fastai.schema import ExportConfig, checked, written
 from cifar_fastai.terminal import markdown, printable
 
 PROBE_IMAGES, PROBE_SEED = 8, 0
@@ -104,7 +103,7 @@ def normalize(images: Tensor, mean, std) -> Tensor:
 
 def write_export(folder: Path, learn, *, name: str, created: str, model: str, temperature: float,
                  unfamiliar_below: float, training: dict, test: dict, versions: dict,
-                 tta_views: Sequence[str] = TTA_VIEWS) -> str:  # fmt: skip
+                 tta_views: Views = TTA_VIEWS) -> str:  # fmt: skip
     """Write the export of a trained fastai learner to `folder`, replacing what was there in one step; returns its digest.
 
     model: its name in the registry. temperature: divides the logits before they become confidences. unfamiliar_below: the
@@ -214,6 +213,8 @@ def model_card(config: dict) -> str:
     training, test, size = config["training"], config["test"], config["size"]
     low, high = test["test_accuracy_interval"]
     side = config["input_size"]
+    n = n_views(config["tta_views"])
+    tta = f" with test-time augmentation {test['test_accuracy_tta']:.2%}, averaged over {n} views," if n > 1 else ""
     enlarged = f", brought to {side} x {side} on the way" if side != size else ""
     return f"""# {markdown(config["name"])}
 
@@ -226,7 +227,7 @@ An image classifier for {len(config["classes"])} classes: {", ".join(map(markdow
 | training data | {markdown(training["data"])} |
 | recipe | {_code(training["recipe"])}, {training["epochs_run"]} epochs, seed {training["seed"]} |
 | trained on | {markdown(training["hardware"])}, in {training["train_seconds"] / 60:.0f} minutes |
-| test accuracy | {test["test_accuracy"]:.2%}, with test-time augmentation {test["test_accuracy_tta"]:.2%}, one run |
+| test accuracy | {test["test_accuracy"]:.2%},{tta} one run |
 | 95 % interval of the plain figure | {low:.2%} to {high:.2%} |
 | calibration error | {test["ece"]:.3f}; confidences were calibrated on validation images |
 | test loss | {test["test_loss"]:.4f} |

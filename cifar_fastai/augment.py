@@ -47,7 +47,7 @@ class Augment(Transform):
         self.fill = None
 
     def __getstate__(self):
-        return {**self.__dict__, "streams": None, "states": {}, "fill": None}  # an export has no use for them
+        return {**self.__dict__, "streams": None, "states": self.random_state, "fill": None}  # generators belong to a device
 
     @property
     def random_state(self) -> dict[str, Tensor]:
@@ -136,6 +136,13 @@ def augment(images: Tensor, recipe: Recipe, streams: Streams, *, rows=None, epoc
         fill = torch.zeros(3, device=images.device) if fill is None else fill.round()
         images = imageops.cutout(images, draw.whole(0, last), draw.whole(0, last), recipe.cutout, fill)
     return images
+
+
+def tta_views(recipe: Recipe) -> list[str]:
+    """The views for `tta_logits` that show an image as training with this recipe may have shown it: mirrored, if it mirrors;
+    shifted, if it moves images. What is only turned or zoomed in training is not shifted."""
+    moves = recipe.crop_pad or recipe.translate or recipe.trivial_augment
+    return ["mirror"] * (recipe.flip != "off") + ["shift"] * bool(moves)
 
 
 def _resamples(recipe: Recipe) -> bool:

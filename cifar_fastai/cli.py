@@ -382,7 +382,7 @@ def _add_predict_arguments(parser):
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--json", action="store_true", help="one JSON object a line: path, label, confidence (0 to 1), topk")
     style.add_argument("--csv", action="store_true", help="a table: path, label, confidence (0 to 1), label_2, and so on")
-    add("--tta", action="store_true", help="average over six views of each image: slower, a little better")
+    add("--tta", action="store_true", help="average over the views of an image that the training allows: slower, better")
     add("--gradcam", type=Path, metavar="DIR", help="write DIR/<name>-gradcam.png: where in each image the evidence lies")
 
 

@@ -438,7 +438,8 @@ def _html(runs: list[Run], summary: list[Section], details: list[Section]) -> st
     command = shlex.join(["python", "-m", "cifar_fastai", "compare", *(str(run.folder) for run in runs)])
     parts = [
         f"<h1>{title}</h1>",
-        "<p>TTA: test-time augmentation, the average over six views of each image. ECE: expected calibration error.</p>",
+        "<p>TTA: test-time augmentation, the average over those views of an image that its recipe allows. "
+        "ECE: expected calibration error.</p>",
         *map(_as_html, summary),
         *map(_curves, _by_test_data(runs)),
         *map(_as_html, details),

@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, TrainTestSplitter
 from fastai.torch_core import TensorCategory
 from fastai.vision.core import PILImage, TensorImage
 from fastai.vision.data import ImageBlock
-from fasttransform import Transform
+from fastcore.basics import chunked
+from fasttransform import Pipeline, Transform
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from cifar_fastai.augment import Augment, batch_transforms
 from cifar_fastai.cache import load_data
@@ -57,21 +59,25 @@ class FitImage(Transform):
 
 
 class _Row(Transform):
-    """From a row number to what stands in that row. The data stays behind when this is pickled."""
+    """From a row number to what stands in that row."""
 
     input_types = (int, np.integer)
 
     def __init__(self, data: ImageData):
         self.data = data
 
-    def __getstate__(self):
-        return {"data": None}
+    def without_data(self):
+        """For an export, which knows no rows."""
+        return type(self)(None)
 
 
 class ImageOfRow(_Row):
     def __init__(self, data: ImageData):
         super().__init__(data)
         self._tensors: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def __getstate__(self):
+        return {"data": self.data, "_tensors": {}}  # which are made of the data
 
     def encodes(self, row):
         return Photo(decode_image(self.data.images[row]))
@@ -125,6 +131,7 @@ class BatchDL(TfmdDL):
 
     skip = 0  # batches left out at the beginning of a pass, for an epoch that was begun before
     share = slice(None)  # of each batch, what this process computes; where several train together, the rest is others'
+    BY_ITEM = ("do_item", "create_item", "do_batch", "create_batch", "retain")  # fastai's way from items to a batch
 
     def __init__(self, dataset=None, bs=64, num_workers=0, **kwargs):
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
@@ -141,6 +148,14 @@ class BatchDL(TfmdDL):
 
         return super()._pre_show_batch(b, max_n)
 
+    def new(self, dataset=None, cls=None, **kwargs):
+        """As TfmdDL's. A loader without items, of which an export is made, lets go of the data too."""
+        if isinstance(dataset, Datasets) and len(dataset) == 0:
+            for items in dataset.tls:
+                without = [tfm.without_data() if isinstance(tfm, _Row) else tfm for tfm in items.tfms.fs]
+                items.tfms = Pipeline(without, split_idx=items.tfms.split_idx)
+        return super().new(dataset, cls, **kwargs)
+
     def create_batches(self, samps):
         yield from islice(self._all_batches(samps), self.skip, None)
 
@@ -150,19 +165,24 @@ class BatchDL(TfmdDL):
             return
         getters = [pipeline.tfms.fs[0] for pipeline in self.dataset.tls]
         images, labels = getters[0].tensors(self.device)
-        rows = torch.from_numpy(np.asarray(self.dataset.items)[list(samps)]).to(images.device)  # one transfer a pass
-        for whole in rows.split(self.bs):
-            batch = whole[self.share]
-            too_few = len(whole) < self.bs if self.drop_last else len(batch) == 0  # 0: fewer images than processes
-            if too_few:
+        rows = np.asarray(self.dataset.items)
+        for numbers in chunked(samps, self.bs, self.drop_last):  # never more of them than are asked for: they may be endless
+            whole = torch.from_numpy(rows[numbers])
+            batch = whole[self.share].to(images.device, non_blocking=True)
+            if len(batch) == 0:  # fewer images than processes
                 continue
             x = TensorImage(images[batch].to(self.device).permute(0, 3, 1, 2))
             x.rows = batch.to(self.device)  # for Augment
             yield (x, RowLabels(labels[batch].to(self.device))) if len(getters) > 1 else (x,)
 
     def _items_are_rows(self) -> bool:
+        """Whether each item is a row's image as it is: neither item transforms nor methods of the user's change it, and no
+        worker process reads it, which has no access to a GPU."""
+        if self.prebatched or get_worker_info() is not None or not isinstance(self.dataset, Datasets):
+            return False
         untouched = all(isinstance(tfm, (FitImage, ToTensor)) for tfm in self.after_item.fs) and not self.before_batch.fs
-        return untouched and isinstance(self.dataset.tls[0].tfms.fs[0], ImageOfRow)
+        usual = all(getattr(getattr(self, name), "__func__", None) is getattr(TfmdDL, name) for name in self.BY_ITEM)
+        return untouched and usual and isinstance(self.dataset.tls[0].tfms.fs[0], ImageOfRow)
 
 
 def data_block(data: ImageData, splitter, batch_tfms) -> DataBlock:

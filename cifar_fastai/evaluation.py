@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_fastai import figures, metrics
 from cifar_fastai.explain import grad_cam, overlay
-from cifar_fastai.models import familiarity, tta_logits
+from cifar_fastai.models import TTA_VIEWS, Views, familiarity, tta_logits
 from cifar_fastai.terminal import cell, shortened
 from cifar_fastai.training import Training
 
@@ -49,20 +49,26 @@ class Predictions:
         return metrics.accuracy(self.logits, self.labels)
 
 
-def predict(learn: Learner, dl) -> Predictions:
-    """Predict every image of a labelled loader, plain and with test-time augmentation, in one pass over it."""
-    return predict_batches(learn.model, ((x.as_subclass(Tensor), y.as_subclass(Tensor)) for x, y in dl))
+def predict(learn: Learner, dl, views: Views = TTA_VIEWS) -> Predictions:
+    """Predict every image of a labelled loader, plain and with test-time augmentation, in one pass over it. views: as for
+    `tta_logits`."""
+    return predict_batches(learn.model, ((x.as_subclass(Tensor), y.as_subclass(Tensor)) for x, y in dl), views=views)
 
 
 @torch.no_grad()
-def predict_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], temperature: float = 1.0) -> Predictions:
+def predict_batches(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    temperature: float = 1.0,
+    views: Views = TTA_VIEWS,
+) -> Predictions:
     """The same for batches of normalised images and labels."""
     model.eval()
     outputs = []
     for x, y in batches:
         maps = model.maps(x)
         plain = model.classify(maps)
-        parts = (plain, tta_logits(model, x, plain), y, familiarity(maps))
+        parts = (plain, tta_logits(model, x, views, plain), y, familiarity(maps))
         outputs.append([part.cpu() for part in parts])
     return Predictions(*(torch.cat(parts) for parts in zip(*outputs, strict=True)), temperature)
 
@@ -114,14 +120,15 @@ def draw_training(learn: Learner, training: Training, folder: Path) -> None:
     figures.draw(folder / "samples.png", _samples, learn.dls, list(learn.dls.vocab))
 
 
-def evaluate(learn: Learner, folder: Path) -> tuple[dict, Predictions]:
+def evaluate(learn: Learner, folder: Path, views: Views = TTA_VIEWS) -> tuple[dict, Predictions]:
     """Predict validation and test split once each; leave predictions.csv in `folder` and return the figures, and the
     predictions of the test split for `draw_evaluation`.
 
-    The validation split gives the temperature by which confidences are calibrated; the test split decides nothing.
+    The validation split gives the temperature by which confidences are calibrated; the test split decides nothing. views: of
+    test-time augmentation, as for `tta_logits`.
     """
     classes = list(learn.dls.vocab)
-    valid, test = predict(learn, learn.dls.valid), predict(learn, learn.dls.test)
+    valid, test = (predict(learn, dl, views) for dl in (learn.dls.valid, learn.dls.test))
     temperature = metrics.fit_temperature(valid.logits, valid.labels)
     valid, test = replace(valid, temperature=temperature), replace(test, temperature=temperature)
     found = split_figures(test, classes)

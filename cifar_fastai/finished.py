@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cifar_fastai import figures
 from cifar_fastai.artifacts import Export, check_target
+from cifar_fastai.augment import tta_views
 from cifar_fastai.cache import load_data
 from cifar_fastai.data import EVAL_BATCH, dataloaders
 from cifar_fastai.errors import UserError
@@ -50,8 +51,8 @@ def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, 
 
 def evaluate_run(folder: Path, source: str | None = None) -> dict:
     """Evaluate a run's best checkpoint anew: its figures, pictures, metrics.json and report.html are replaced."""
-    learn, _, config, metrics = open_run(folder, source)
-    found, test = evaluate(learn, folder)
+    learn, recipe, config, metrics = open_run(folder, source)
+    found, test = evaluate(learn, folder, tta_views(recipe))
     metrics |= found | {"evaluated_at_commit": git_commit()}
     write_json(folder / "metrics.json", metrics)
     draw_evaluation(learn, found, test, folder)
@@ -125,7 +126,8 @@ def evaluate_export(export: Export, data: ImageData) -> dict:
             images = torch.from_numpy(data.images[data.n_train :][rows]).permute(0, 3, 1, 2)
             yield export.normalized(images), torch.from_numpy(labels[rows])
 
-    predictions = predict_batches(export.model, batches(), export.config["temperature"])
+    views = export.config["tta_views"]
+    predictions = predict_batches(export.model, batches(), export.config["temperature"], views)
     return split_figures(predictions, export.classes)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cifar_fastai.artifacts import model_card
 from cifar_fastai.inference import Verdict
+from cifar_fastai.models import n_views
 from cifar_fastai.report import escape
 from cifar_fastai.terminal import cell
 
@@ -135,9 +136,9 @@ def as_csv(entries: list[dict]) -> str:
 
 def quality(config: dict) -> str:
     """The figures of an export on its test split, and its model card."""
-    test, classes = config["test"], config["classes"]
+    test, classes, n = config["test"], config["classes"], n_views(config["tta_views"])
     return (
-        f'<div class="quality"><h2>On its test images</h2>{_figures(test)}'
+        f'<div class="quality"><h2>On its test images</h2>{_figures(test, n)}'
         f"<h2>What is taken for what</h2>{_matrix(test['confusion_matrix'], classes)}"
         f'<div class="pair"><div><h2>Class by class</h2>{_per_class(test["per_class"])}</div>'
         f"<div><h2>When only sure answers count</h2>{_risk_coverage(test['risk_coverage'])}"
@@ -146,11 +147,12 @@ def quality(config: dict) -> str:
     )
 
 
-def _figures(test: dict) -> str:
+def _figures(test: dict, views: int) -> str:
     low, high = test["test_accuracy_interval"]
-    figures = {
-        "Accuracy": (f"{test['test_accuracy']:.2%}", f"95 % interval {low:.2%} to {high:.2%}"),
-        "Averaged over six views": (f"{test['test_accuracy_tta']:.2%}", "test-time augmentation"),
+    figures = {"Accuracy": (f"{test['test_accuracy']:.2%}", f"95 % interval {low:.2%} to {high:.2%}")}
+    if views > 1:
+        figures[f"Averaged over {views} views"] = (f"{test['test_accuracy_tta']:.2%}", "test-time augmentation")
+    figures |= {
         "Calibration error": (f"{test['ece']:.3f}", "how far confidence and accuracy lie apart"),
         "False alarms": (f"{test['false_alarm_rate']:.1%}", "test images called unlike the training images"),
     }

@@ -53,7 +53,7 @@ class Classifier:
     def predict(self, image, tta: bool = False) -> dict[str, float]:
         """{class: confidence}, most confident first, confidences summing to 1. Raises BadImage.
 
-        image: whatever `decode_image` takes. tta: average over six views of the picture.
+        image: whatever `decode_image` takes. tta: average over the views of the picture that the network's training allows.
         """
         return self.predict_batch([image], tta)[0]
 
@@ -72,7 +72,8 @@ class Classifier:
         """As `predict`, from a batch of what `tensor` returns."""
         if not tta:
             return [verdict.confidences for verdict in self.verdicts(images)]
-        probabilities = self.export.probabilities(images, lambda x: tta_logits(self.export.model, x))
+        views = self.export.config["tta_views"]
+        probabilities = self.export.probabilities(images, lambda x: tta_logits(self.export.model, x, views))
         return [self._ranked(row) for row in probabilities.tolist()]
 
     def verdicts(self, images: Tensor) -> list[Verdict]:

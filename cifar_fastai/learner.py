@@ -13,8 +13,8 @@ from fastai.data.core import DataLoaders
 from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import set_seed
+from fastai.optimizer import OptimWrapper, set_item_pg
+from fastai.torch_core import set_seed, to_float
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ def create_learner(dls: DataLoaders, recipe: Recipe, *, seed: int | None = None,
         metrics=accuracy,
         cbs=_recipe_callbacks(model, recipe, seed),
     )
-    learn.in_bfloat16 = precision(recipe, dls.device) == "bfloat16"
+    learn.in_bfloat16 = precision(recipe, dls.device, model) == "bfloat16"
     return learn
 
 
@@ -60,9 +60,9 @@ class ResumableLearner(Learner):
 
     fastai's own `start_epoch` runs every callback for the epochs left out, on figures that are not there.
 
-    in_bfloat16: whether network and optimizer compute in bfloat16 during `fit`, where torch holds that to be safe. Weights
-    and loss stay in float32, and so does all that is predicted later. fastai's MixedPrecision is for CUDA alone, leaves the
-    optimizer out, whose only products of matrices are Muon's, and stays on after Ctrl-C.
+    in_bfloat16: whether network and optimizer compute in bfloat16 during `fit`, where torch holds that to be safe. Weights,
+    predictions and loss are in float32 all the same, and so is all that is predicted later. fastai's MixedPrecision is for
+    CUDA alone, leaves the optimizer out, whose only products of matrices are Muon's, and stays on after Ctrl-C.
     """
 
     first_epoch = 0
@@ -159,7 +159,28 @@ def _fine_tunes(model: nn.Module, recipe: Recipe) -> TypeGuard[TransferNet]:
     return isinstance(model, TransferNet) and recipe.pretrained
 
 
-def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
+class TorchOptimizer(OptimWrapper):
+    """fastai's OptimWrapper, with hyperparameters as its own optimizers have them: all of them numbers, which callbacks may
+    log, and what a callback writes into them the optimizer takes."""
+
+    @property
+    def hypers(self) -> list["Hypers"]:
+        return [Hypers(self, group, values) for group, values in enumerate(super().hypers)]
+
+
+class Hypers(dict):
+    """Those of one group of parameters, by fastai's names."""
+
+    def __init__(self, optimizer: TorchOptimizer, group: int, values: dict):
+        super().__init__({name: value for name, value in values.items() if value is not None and type(value) is not bool})
+        self.optimizer, self.group = optimizer, group
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        set_item_pg(self.optimizer.opt.param_groups[self.group], self.optimizer.bwd_map[name], value)
+
+
+def _optimizer(groups, lr, recipe: Recipe) -> TorchOptimizer:
     """torch's own optimizers (and Muon), which update all weights at once, where fastai's loop over them in Python."""
     rates = lr if isinstance(lr, list) else [lr]
     groups = [
@@ -167,13 +188,13 @@ def _optimizer(groups, lr, recipe: Recipe) -> OptimWrapper:
         for group, rate in zip(groups, rates, strict=True)
     ]
     if recipe.optimizer == "adam":
-        return OptimWrapper(opt=torch.optim.Adam(groups))
+        return TorchOptimizer(opt=torch.optim.Adam(groups))
     kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
-    return OptimWrapper(opt=kind(groups, momentum=recipe.moms[0], nesterov=True))
+    return TorchOptimizer(opt=kind(groups, momentum=recipe.moms[0], nesterov=True))
 
 
 def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> list[Callback]:
-    callbacks: list[Callback] = [LossesOnDevice()]
+    callbacks: list[Callback] = [PredictionsInFloat32(), LossesOnDevice()]
     if recipe.flip == "alternating":
         callbacks.append(AlternateFlips())
     if recipe.mixup or recipe.cutmix:
@@ -189,9 +210,10 @@ def _recipe_callbacks(model: nn.Module, recipe: Recipe, seed: int | None) -> lis
     return callbacks
 
 
-def precision(recipe: Recipe, device: torch.device) -> str:
+def precision(recipe: Recipe, device: torch.device, model: nn.Module | None = None) -> str:
     """In which a training computes: "float32" or "bfloat16". A recipe that leaves it open has bfloat16 on GPUs made for it
-    and on CPUs that multiply tiles of it (AMX), which only torch 2.11 and later tell of."""
+    and on CPUs that multiply tiles of it (AMX), which only torch 2.11 and later tell of. The network counts, too: a CPU has
+    no tiles to fill where it is made of grouped convolutions, and float32 is faster (benchmarks/precision.py)."""
     if recipe.precision != "auto":
         return recipe.precision
     if device.type == "cuda":
@@ -199,7 +221,15 @@ def precision(recipe: Recipe, device: torch.device) -> str:
     else:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         made_for_it = device.type == "cpu" and capabilities.get("amx_bf16", False)
+        made_for_it = made_for_it and not (model and is_grouped(model))
     return "bfloat16" if made_for_it else "float32"
+
+
+def is_grouped(model: nn.Module) -> bool:
+    """Whether a quarter and more of a network's convolutions over neighbouring pixels see a group of the channels each,
+    such as one (depthwise)."""
+    wide = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1]
+    return 4 * sum(layer.groups > 1 for layer in wide) >= len(wide) > 0
 
 
 class SmoothLoss(AvgSmoothLoss):
@@ -209,6 +239,15 @@ class SmoothLoss(AvgSmoothLoss):
         self.count += 1
         loss = learn.loss.detach()
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+
+class PredictionsInFloat32(Callback):
+    """For the loss, the metrics and all other callbacks, as fastai's MixedPrecision does it."""
+
+    order = -100  # before all others
+
+    def after_pred(self):
+        self.learn.pred = to_float(self.pred)
 
 
 class LossesOnDevice(Callback):

@@ -10,6 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+TTA_VIEWS = ("mirror", "shift")  # that test-time augmentation can take beside the image itself
+Views = tuple[str, ...] | list[str]  # of these
+ROUNDING = 1e-6  # share of a variance that is no more than what float32 rounds away
+
 
 class TwoHalves(nn.Module):
     """A network of two halves: `maps` gives feature maps (N, D, h, w), which still tell where something is, and
@@ -96,18 +100,25 @@ class WhitenedNet(TwoHalves):
 
     @staticmethod
     def _norm(n):
-        norm = nn.BatchNorm2d(n, eps=1e-12, momentum=0.4)
+        norm = Norm(n, eps=1e-12, momentum=0.4)
         norm.weight.requires_grad = False
         return norm
 
     @torch.no_grad()
     def init_whitening(self, images, eps=5e-4):
         """Set the stem's filters to the whitened eigenvectors of the 2 x 2 patches of `images` (N, 3, H, W), normalised,
-        for good: they are not trained."""
+        for good: they are not trained.
+
+        Directions in which the images do not vary, such as colour in grey ones, would give channels of magnified rounding
+        errors: the others take their places.
+        """
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
         covariance = patches.T @ patches / len(patches)
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         filters = (eigenvectors / torch.sqrt(eigenvalues + eps)).T.reshape(12, 3, 2, 2)
+        seen = eigenvalues > ROUNDING * eigenvalues.amax()
+        if seen.any():
+            filters = filters[seen][torch.arange(12, device=filters.device) % seen.sum()]
         self.stem.weight.copy_(torch.cat([filters, -filters]))
         self.stem.bias.zero_()
         self.stem.weight.requires_grad = False
@@ -130,6 +141,24 @@ class WhitenedNet(TwoHalves):
 
     def classify(self, maps):
         return self.head(maps.amax(dim=(2, 3))) * self.logit_scale
+
+
+class Norm(nn.BatchNorm2d):
+    """BatchNorm with scales fixed at 1, for channels that may be constant: pictures without colour, or all of one colour.
+
+    What is the same everywhere in a batch is divided by the root of `eps`, and so is its gradient, layer by layer, until it
+    is infinite. Here such a channel has no gradient; all others have the one they have in BatchNorm2d.
+    """
+
+    def forward(self, x):
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        before, scales = self.running_var.clone(), torch.ones_like(self.weight)
+        out = F.batch_norm(x, self.running_mean, self.running_var, scales, self.bias, True, self.momentum, self.eps)
+        variance = (self.running_var - (1 - self.momentum) * before) / self.momentum  # of this batch
+        scales.data.mul_(variance > ROUNDING * before.clamp(min=1))  # which the backward pass has yet to multiply by
+        return out
 
 
 class Shortcut(nn.Sequential):
@@ -199,18 +228,27 @@ def familiarity(maps: torch.Tensor) -> torch.Tensor:
     return maps.amax(dim=(2, 3)).norm(dim=1)
 
 
-def tta_logits(model, x: torch.Tensor, plain: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits averaged over six views of a normalised batch `x`: half from the image and its mirror image, half from
-    the same two after a shift by one pixel up and left, and down and right. The views are airbench94's.
+def tta_logits(model, x: torch.Tensor, views: Views = TTA_VIEWS, plain: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits averaged over `n_views(views)` views of a normalised batch `x`: half from the image, half from the same after
+    a shift by one pixel up and left, and down and right ("shift"), and each of these and its mirror image ("mirror"). With
+    both they are the six of airbench94.
 
     plain: the logits of `x` itself, where they are known already.
     """
 
-    def with_mirror(images, logits=None):
+    def seen(images, logits=None):
         logits = model(images) if logits is None else logits
-        return (logits + model(images.flip(-1))) / 2
+        return (logits + model(images.flip(-1))) / 2 if "mirror" in views else logits
 
+    unshifted = seen(x, plain)
+    if "shift" not in views:
+        return unshifted
     height, width = x.shape[-2:]
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
     shifted = (padded[..., i : i + height, i : i + width] for i in (0, 2))
-    return with_mirror(x, plain) / 2 + sum(with_mirror(view) for view in shifted) / 4
+    return unshifted / 2 + sum(seen(view) for view in shifted) / 4
+
+
+def n_views(views: Views) -> int:
+    """How many views of an image test-time augmentation averages over, the image itself included."""
+    return (2 if "mirror" in views else 1) * (3 if "shift" in views else 1)

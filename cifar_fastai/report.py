@@ -79,7 +79,7 @@ def write_report(folder: Path, metrics: dict, config: dict) -> Path:
 <p class="lead">{_lead(metrics)}</p>
 <dl class="summary">{cards}</dl>
 <p class="note">The epoch and the calibration were chosen on the validation split; the test split was used once, at the end.
-TTA: test-time augmentation, the average over six views of each image. Repeat it with:</p>
+TTA: test-time augmentation, the average over those views of an image that the recipe allows. Repeat it with:</p>
 <pre>{escape(config["command"])}</pre>
 {sections}
 {_corruptions(folder)}"""

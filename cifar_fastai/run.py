@@ -17,6 +17,7 @@ import torch
 from fastai.learner import Learner
 
 from cifar_fastai.artifacts import check_fits, check_target, write_export
+from cifar_fastai.augment import tta_views
 from cifar_fastai.cache import load_data
 from cifar_fastai.checkpoints import BEST, LAST, load, load_last, write_whole
 from cifar_fastai.data import dataloaders
@@ -209,7 +210,7 @@ def _carry_out(learn, recipe: Recipe, options: RunOptions, config: dict, folder:
             say("logging", tracker.where)
         training = train(learn, recipe, folder, cbs=trackers, resume=resume, interrupts=interrupts, config=config)
 
-        found, test = evaluate(learn, folder)
+        found, test = evaluate(learn, folder, tta_views(recipe))
         metrics = found | _record(learn, recipe, origin, training, options)
         write_json(folder / "metrics.json", metrics)
         export = options.exports / config["name"]
@@ -320,7 +321,8 @@ def announce(learn: Learner, recipe: Recipe, origin: str, device: str, folder: P
     counts = f"{len(dls.train_ds):,} training, {len(dls.valid_ds):,} validation{own}, {data.n_test:,} test"
     say("data", f"{data.source}: {counts} images of {len(data.classes)} classes ({data.encoding})")
     cost = f"{count_parameters(learn.model):,} parameters, {count_flops(learn.model, data.size) / 1e9:.2f} GFLOP an image"
-    say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device} in {precision(recipe, dls.device)}")
+    arithmetic = precision(recipe, dls.device, learn.model)
+    say("recipe", f"{recipe.name}: model {recipe.model}, {cost}, on {device} in {arithmetic}")
     if recipe.model not in MODELS:
         side = learn.model.side
         say("weights", f"{origin}; images are brought to {side} x {side} pixels")
@@ -344,7 +346,7 @@ def _record(learn: Learner, recipe: Recipe, origin: str, training: Training, opt
         "data": {**about_data, "n_train": len(dls.train_ds), "n_valid": len(dls.valid_ds), "n_test": data.n_test},
         "versions": versions(),
         "device": options.device,
-        "precision": precision(recipe, dls.device),
+        "precision": precision(recipe, dls.device, learn.model),
         "hardware": hardware(options.device),
         "processes": learn.processes.size,
         "seed": options.seed,
@@ -373,6 +375,7 @@ def export_run(folder: Path, learn, name: str, recipe: Recipe, metrics: dict) ->
         },
         test={key: metrics[key] for key in EXPORTED_FIGURES},
         versions=metrics["versions"],
+        tta_views=tta_views(recipe),
     )
 
 

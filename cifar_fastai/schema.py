@@ -25,12 +25,12 @@ from pydantic_core import PydanticCustomError
 from cifar_fastai.errors import LONGEST_SHOWN, ExportError, UserError, shown
 from cifar_fastai.labels import MAX_CLASSES, MAX_NAME
 from cifar_fastai.manifest import CONFIG, MB, READ_SCHEMAS, parse_json, read_limited, to_json
+from cifar_fastai.models import TTA_VIEWS
 from cifar_fastai.recipes import MAX_INPUT_SIZE, MAX_SIZE, NAME, Recipe
 from cifar_fastai.terminal import printable
 
 METRICS, CORRUPTIONS = "metrics.json", "corruptions.json"
 LIMITS = {CONFIG: MB, CORRUPTIONS: MB, METRICS: 16 * MB}  # bytes; a matrix of MAX_CLASSES classes takes most of it
-TTA_VIEWS = ("mirror", "shift")  # what test-time augmentation can average over, beside the image itself
 HIGHEST_LOSS = 1e40  # more than a float32 can hold
 
 

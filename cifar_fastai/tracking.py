@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from fastai.callback.core import Callback
@@ -81,11 +80,6 @@ class Tracker(Callback):
     run_valid = False  # batches of the validation are no steps
     where = ""  # the log is to be seen, in words
     failed = False
-
-    @property
-    def opt(self):
-        """What fastai's callbacks see of the optimizer, and log: torch's has settings that are no numbers."""
-        return SimpleNamespace(hypers=[{key: group[key] for key in ("lr", "mom")} for group in self.learn.opt.hypers])
 
     def __call__(self, event_name):
         if not self.failed:

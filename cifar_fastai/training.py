@@ -72,7 +72,7 @@ def train(
     interrupts = interrupts or Interrupts()
     history, progress = History(folder / "history.csv"), Progress(stream)
     checkpoints = Checkpoints(saved, load_own(saved, learn.processes) if resume else None, interrupts, config)
-    keepers = [SaveBest(saved / BEST), EarlyStopping(recipe.patience, stream), checkpoints, ReuseMemory()]
+    keepers = [SaveBest(), EarlyStopping(recipe.patience, stream), checkpoints, ReuseMemory()]
     cbs = [*cbs, history, StopOnDivergence(), *keepers, progress, *([TrainTogether()] if learn.processes.size > 1 else [])]
     notebook_bars = [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)]
     try:
@@ -88,6 +88,15 @@ def train(
         seconds=checkpoints.seconds,
         images_per_second=history.images / history.train_seconds,
     )
+
+
+def callbacks(recipe: Recipe) -> list[Callback]:
+    """For `fit(learn, recipe, cbs=callbacks(recipe))`: SaveModel and EarlyStopping as in a run, without its folder.
+
+    The learner is given the weights of the epoch with the lowest validation loss, which are kept as best.pth in
+    `learn.path / learn.model_dir` too; after the recipe's `patience` of epochs without a lower one the training ends.
+    """
+    return [SaveBest(), EarlyStopping(recipe.patience)]
 
 
 def seconds_to_train(learn: Learner, recipe: Recipe) -> float:
@@ -285,17 +294,22 @@ class SaveBest(SaveModelCallback):
 
     kept = ("best",)
 
-    def __init__(self, path: Path):
+    def __init__(self):
         super().__init__(**MONITOR)
-        self.path = path
+
+    @property
+    def file(self) -> Path:
+        return self.learn.path / self.learn.model_dir / BEST
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
         if self.new_best and self.processes.first:
-            save(weights(self.learn), self.path)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save(weights(self.learn), self.file)
 
     def after_fit(self):
-        load_weights(self.learn, self.processes.from_first(lambda: load(self.path)))
+        if self.best < math.inf:  # not after a training that ended in its first epoch
+            load_weights(self.learn, self.processes.from_first(lambda: load(self.file)))
 
 
 class ReuseMemory(Callback):
