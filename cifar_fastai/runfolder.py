@@ -18,6 +18,7 @@ from cifar_fastai.interrupts import Interrupts
 from cifar_fastai.manifest import to_json
 from cifar_fastai.recipes import DESCRIPTION, Recipe, get_recipe, is_file_name
 from cifar_fastai.sources import ImageData
+from cifar_fastai.terminal import printable
 
 CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -63,7 +64,7 @@ def working_in(folder: Path, processes: Processes):
         ) from None
     except Exception as error:
         if not isinstance(error, UserError):  # a fault: with --debug it can be looked at without training again
-            print(f"the state is saved; {way_on}", file=sys.stderr)
+            print(printable(f"the state is saved; {way_on}"), file=sys.stderr)
         raise
 
 
