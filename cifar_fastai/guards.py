@@ -60,10 +60,7 @@ MALFORMED = "The request does not have the form that is asked for here."
 ELSEWHERE = "Send the picture itself: neither addresses nor files of the server are opened."
 LOGIN = ("/login", "/login/")
 # The page's addresses that a visitor needs before signing in.
-OPEN = re.compile(
-    r"/|/login/?|/logout|/(assets|static|svelte)/.*|(/gradio_api)?/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-    r"|/gradio_api/(startup-events|app_id|user|token|login_check)/?"
-)
+OPEN = re.compile(r"/|/login/?|/logout/?|/(assets|static)/.*|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt")
 
 
 # --- how much, and how slowly ------------------------------------------------------------------------------------
@@ -438,6 +435,7 @@ class _Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._own = set(folder.rglob("*"))  # files of the page, which are there before the first upload
         self._n_bytes = self._n_uploads = 0  # since the last look
 
     async def receiving(self, receive):
@@ -456,7 +454,7 @@ class _Store:
 
     def _remove_oldest(self) -> None:
         files = []
-        for path in self.folder.rglob("*"):
+        for path in set(self.folder.rglob("*")) - self._own:
             with suppress(FileNotFoundError):  # it has been used and moved meanwhile
                 about = path.lstat()
                 if stat.S_ISREG(about.st_mode):

@@ -313,11 +313,13 @@ def _endpoints(gr, classifier: Classifier) -> None:
 def _take_uploads(component, preprocess: Callable) -> None:
     """Has a component hand over uploads by `preprocess`, and others have their turn while Gradio looks at a thousand."""
 
-    async def stays(path):  # UploadsOnly has seen that it lies in the folder of uploads already
-        await asyncio.sleep(0)
-        return str(path)
+    keep = component.async_move_resource_to_block_cache
 
-    component.preprocess, component.async_move_resource_to_block_cache = preprocess, stays
+    async def in_turn(path):
+        await asyncio.sleep(0)
+        return await keep(path)
+
+    component.preprocess, component.async_move_resource_to_block_cache = preprocess, in_turn
 
 
 def _file_content(payload) -> bytes | None:
