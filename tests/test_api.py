@@ -19,9 +19,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
+from helpers.commands import ROOT, environment, free_port
 from PIL import Image
-from test_app import free_port
 
 from cifar_fastai import Classifier, decode_image
 from cifar_fastai.batching import BatchingClassifier, NotReady

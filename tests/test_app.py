@@ -1,6 +1,5 @@
 """The served page, through Gradio's own client and through a real browser."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -8,18 +7,13 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_opens_by_itself, call, environment
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from helpers.commands import ROOT, call, environment, free_port
+from helpers.web import assert_opens_by_itself
 from PIL import Image
 
 from cifar_fastai import Classifier
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import fastai.learner
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Canary, call, call_here
+from helpers.commands import ROOT, call, call_here
+from helpers.files import Canary
 from PIL import Image
 from safetensors.numpy import load_file
 

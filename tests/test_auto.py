@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, archive_of, call, call_here, environment
+from helpers.commands import ROOT, call, call_here, environment
+from helpers.files import archive_of
 
 from cifar_fastai import cache, cli, sources
 from cifar_fastai.cache import load_data, settle

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, environment, write_pictures
+from helpers.commands import ROOT, call, environment
+from helpers.files import write_pictures
 
 from cifar_fastai import cache
 from cifar_fastai.cache import cache_entries, load_data

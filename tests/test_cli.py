@@ -15,31 +15,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, call_here, environment, write_pictures
+from helpers.commands import ROOT, assert_clear_error, call, call_here, environment
+from helpers.files import RUN_FILES, write_pictures
 from PIL import Image
 
 from cifar_fastai import cli
-
-RUN_FILES = (
-    "checkpoints confident_mistakes.png config.json confusion_matrix.png filters.png history.csv loss_curve.png "
-    "lr_schedule.png metrics.json per_class_accuracy.png predictions.csv predictions.png recipe.toml reliability.png "
-    "report.html risk_coverage.png samples.png top_losses.png"
-).split()
 
 
 @pytest.fixture
 def photo(tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
-
-
-def assert_clear_error(done, code, *words):
-    """One or two lines, the words among them, no traceback, and the exit code."""
-    assert done.returncode == code, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert 1 <= len(lines) <= 2 and lines[0].startswith("error: "), done.stderr
-    for word in words:
-        assert word in done.stderr
 
 
 # --- train -------------------------------------------------------------------------------------------------------

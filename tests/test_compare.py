@@ -11,7 +11,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_opens_by_itself, call, call_here
+from helpers.commands import ROOT, call, call_here
+from helpers.web import assert_opens_by_itself
 from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 

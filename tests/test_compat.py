@@ -1,4 +1,4 @@
-from conftest import call
+from helpers.commands import call
 
 
 def test_torchvision_and_all_of_fastai_vision_import_after_it(tmp_path):

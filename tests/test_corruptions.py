@@ -10,7 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call, call_here, write_pictures
+from helpers.commands import call, call_here
+from helpers.files import write_pictures
 from PIL import Image
 from scipy import ndimage, stats
 

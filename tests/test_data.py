@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS
 from fastai.data.transforms import ToTensor
 from fasttransform import Transform
+from helpers.files import COLOURS
 from torch import Tensor
 
 from cifar_fastai import data as data_module

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, call, environment
 from fastai.callback.core import Callback
-from test_resuming import assert_equal, assert_same_training, train_in_legs
+from helpers.commands import ROOT, call, environment
+from helpers.trainings import assert_equal, assert_same_training, train_in_legs
 from torch import nn
 
 from cifar_fastai import cli, create_learner, dataloaders, get_recipe, resuming

@@ -9,9 +9,8 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, call, environment
+from helpers.commands import ROOT, call, environment, free_port
 from PIL import Image
-from test_app import free_port
 
 from cifar_fastai import Classifier, get_recipe
 from cifar_fastai.cli import _parser

@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import archive_of, environment
+from helpers.commands import environment
+from helpers.files import archive_of
 
 from cifar_fastai.download import CIFAR10, NoMirror, Patience, fetch
 from cifar_fastai.errors import DataError

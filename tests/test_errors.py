@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
-import ctypes
 import os
 import shutil
 
 import pytest
+from helpers.commands import bound_by_permissions
 from PIL import Image
 
 from cifar_fastai import cli
@@ -248,28 +248,6 @@ def damaged(how: str, *paths):
                 path.rmdir()
             path.unlink(missing_ok=True)
             path.write_bytes(data)
-
-
-@contextlib.contextmanager
-def bound_by_permissions():
-    """Permissions count within it for root too, whose right to pass over them is laid down. Linux."""
-    if os.geteuid() != 0:
-        yield
-        return
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # the kernel's capget and capset
-        if libc.capget(header, before):
-            pytest.skip("capabilities cannot be read here")
-    except AttributeError:
-        pytest.skip("root passes over permissions here")
-    without = (ctypes.c_uint32 * 6)(*before)
-    without[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    libc.capset(header, without)
-    try:
-        yield
-    finally:
-        libc.capset(header, before)
 
 
 HARMLESS = {  # what the commands do without: predictions, the history's last columns; a model card, a pickle

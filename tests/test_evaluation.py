@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import call_here
+from helpers.commands import call_here
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest

@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import call, call_here, write_pictures
+from helpers.commands import call, call_here
+from helpers.files import write_pictures
 from PIL import Image
 
 from cifar_fastai.artifacts import load_export

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, call_here
+from helpers.commands import bound_by_permissions, call_here
+from helpers.files import COLOURS
 from PIL import Image
-from test_errors import bound_by_permissions
 
 from cifar_fastai import dataloaders, get_recipe
 from cifar_fastai.cache import load_data

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call
+from helpers.commands import ROOT, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, call, call_here, environment, write_pictures
-from test_cli import assert_clear_error
+from helpers.commands import ROOT, assert_clear_error, call, call_here, environment
+from helpers.files import write_pictures
 
 from cifar_fastai.checkpoints import LAST, load
 

@@ -4,7 +4,7 @@ import ast
 import sys
 
 import pytest
-from conftest import ROOT, call
+from helpers.commands import ROOT, call
 
 PACKAGE = ROOT / "cifar_fastai"
 

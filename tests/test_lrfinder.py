@@ -7,9 +7,8 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import call, call_here
 from fastai.callback.core import Callback
-from test_cli import assert_clear_error
+from helpers.commands import assert_clear_error, call, call_here
 
 from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.cli import _parser, _without

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, call
+from helpers.commands import ROOT, call
 from PIL import ExifTags, Image
 from safetensors.torch import save
 

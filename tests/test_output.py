@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, call_here, environment, write_pictures
+from helpers.commands import ROOT, call_here, environment
+from helpers.files import RUN_FILES, write_pictures
 from PIL import Image
-from test_cli import RUN_FILES
 
 from cifar_fastai import cli, terminal
 

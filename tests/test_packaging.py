@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from helpers.commands import ROOT, environment
 from PIL import Image
 from sklearn.datasets import load_digits
 

@@ -12,9 +12,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from helpers.commands import ROOT, environment, free_port
 from PIL import Image
-from test_app import free_port
 
 from cifar_fastai import Classifier
 from cifar_fastai.artifacts import load_export

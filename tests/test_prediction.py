@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 from PIL import Image
 
 from cifar_fastai.cli import main

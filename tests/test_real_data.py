@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import call
+from helpers.commands import call
 from PIL import Image
 
 from cifar_fastai import dataloaders, get_recipe

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from conftest import call, call_here
+from helpers.commands import call, call_here
 
 from cifar_fastai.cli import main
 from cifar_fastai.errors import UserError

@@ -3,15 +3,12 @@
 import io
 
 import pytest
-import torch
 from fastai.callback.core import Callback
-from test_training import random_data
+from helpers.trainings import assert_equal, assert_same_training, random_data, train_in_legs
 
 from cifar_fastai import create_learner, dataloaders, get_recipe, resuming
 from cifar_fastai.checkpoints import LAST, load
-from cifar_fastai.distributed import ALONE
 from cifar_fastai.errors import TrainingDiverged
-from cifar_fastai.resuming import collect
 from cifar_fastai.training import train
 
 SHORT = {"bs": 24, "epochs": 3}
@@ -26,75 +23,12 @@ RECIPES = {
 }
 
 
-class Cut(Callback):
-    """Ends the training, as abruptly as a process can end itself, after a batch of an epoch."""
-
-    order = 99
-
-    def __init__(self, epoch, batch):
-        self.where = (epoch, batch)
-
-    def after_batch(self):
-        if self.training and (self.epoch, self.iter) == self.where:
-            raise KeyboardInterrupt
-
-
-def train_in_legs(folder, recipe, cuts, data="digits", subset=150, processes=ALONE):
-    """A training cut short after each (epoch, batch) of `cuts`, and each time resumed by a new learner."""
-    folder.mkdir()  # in which all legs leave their files
-    for number, cut in enumerate([*cuts, None]):
-        torch.manual_seed(number)  # what is not put back shows
-        learn = create_learner(dataloaders(data, recipe, subset=subset), recipe, seed=1)
-        learn.processes = processes
-        if cut is None:
-            keeper = Keeper()
-            learn.add_cb(keeper)
-            return learn, train(learn, recipe, folder, io.StringIO(), resume=number > 0), keeper.state
-        learn.add_cb(Cut(*cut))
-        with pytest.raises(KeyboardInterrupt):
-            train(learn, recipe, folder, io.StringIO(), resume=number > 0)
-
-
-class Keeper(Callback):
-    """Notes all of a training's state at its end."""
-
-    order = 60
-
-    def after_fit(self):
-        self.state = collect(self.learn)
-
-
-def assert_equal(a, b, where="state"):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - {"seconds", "train_seconds"}:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for number, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_equal(one, other, f"{where}[{number}]")
-    else:
-        assert a == b, where
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resumed_training_is_the_same_training(tmp_path, monkeypatch, name):
     recipe = RECIPES[name]
     whole = train_in_legs(tmp_path / "whole", recipe, [])
     monkeypatch.setattr(resuming, "SAVE_SECONDS", 0)  # after every batch
     assert_same_training(whole, train_in_legs(tmp_path / "cut", recipe, [(0, 1), (1, 0), (1, 2), (2, 4)]))
-
-
-def assert_same_training(whole, cut):
-    (learn, training, state), (again, training_again, state_again) = whole, cut
-    assert_equal(state, state_again)
-    assert_equal(learn.model.state_dict(), again.model.state_dict())
-    assert_equal(training.history, [{**row, "seconds": 0} for row in training_again.history])
-    assert (training.best_epoch, training.lrs) == (training_again.best_epoch, training_again.lrs)
-    assert again.recorder.hps == learn.recorder.hps
 
 
 def test_early_stopping_goes_on_counting(tmp_path):

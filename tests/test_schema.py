@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 
 from cifar_fastai import schema
 from cifar_fastai.errors import UserError

@@ -5,7 +5,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import environment
+from helpers.commands import environment
 
 from cifar_fastai.scratch import scratch_folder
 

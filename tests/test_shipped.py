@@ -7,7 +7,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 
 from cifar_fastai import Classifier
 from cifar_fastai.artifacts import load_export

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import COLOURS, Canary, archive_of
+from helpers.files import COLOURS, Canary, archive_of
 from PIL import Image
 from torchvision.datasets import CIFAR10
 

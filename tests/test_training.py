@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call
 from fastai.callback.core import Callback
+from helpers.commands import ROOT, call
+from helpers.trainings import random_data
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,16 +21,7 @@ from cifar_fastai import create_learner, dataloaders, get_recipe
 from cifar_fastai.checkpoints import load
 from cifar_fastai.errors import TrainingDiverged
 from cifar_fastai.learner import FreezeBody, ProgressiveResizing
-from cifar_fastai.sources import ImageData
 from cifar_fastai.training import HISTORY_COLUMNS, Progress, ReuseMemory, StopOnDivergence, seconds_to_train, train
-
-
-def random_data(n_train=240, n_test=20):
-    """Pictures with labels that say nothing about them: validation soon gets worse."""
-    random = np.random.default_rng(0)
-    n = n_train + n_test
-    images, labels = random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 2
-    return ImageData("noise", images, labels, ("heads", "tails"), n_train, "lossless")
 
 
 def start(tmp_path, data=None, **fields):

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import call, environment
 from fastai.callback.core import Callback
 from fastai.torch_core import norm_types
 from fastai.vision.learner import create_vision_model
+from helpers.commands import assert_clear_error, call, environment
+from helpers.trainings import assert_same_training, train_in_legs
 from PIL import Image
 from safetensors.torch import save_file
-from test_cli import assert_clear_error
-from test_resuming import assert_same_training, train_in_legs
 from torch import nn
 from torchvision.models import get_model, resnet18
 

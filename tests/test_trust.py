@@ -11,7 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Canary, call, write_pictures
+from helpers.commands import ROOT, call
+from helpers.files import Canary, write_pictures
 from PIL import Image
 
 from cifar_fastai import cli

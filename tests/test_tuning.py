@@ -13,13 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
-from conftest import call_here, environment
+from helpers.commands import assert_clear_error, call_here, environment
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
-from test_cli import assert_clear_error
 
 from cifar_fastai import get_recipe
 from cifar_fastai.cache import load_data

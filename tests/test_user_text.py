@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import call_here
+from helpers.commands import call_here
 from markdown_it import MarkdownIt
 from PIL import Image
 
