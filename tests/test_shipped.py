@@ -1,5 +1,6 @@
 """What comes with the repository: the export, the results, and what the README says of them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from conftest import ROOT, call
 from cifar_fastai import Classifier
 from cifar_fastai.artifacts import load_export
 from cifar_fastai.cache import load_data
+from cifar_fastai.recipes import get_recipe
 
 EXPORT = ROOT / "exports" / "cifar10"
 RUNS = {path.parent.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*/metrics.json")}
@@ -63,11 +65,18 @@ def test_the_guide_quotes_its_run(name):
     assert f"{run['test_accuracy']:.1%} of the {n} " in guide and f"95% interval {low:.1%} to {high:.1%}" in guide
 
 
-def test_the_readme_quotes_the_digits():
-    run, readme = RUNS["digits"], " ".join((ROOT / "README.md").read_text().split())
-    command = json.loads((ROOT / "results" / "digits" / "config.json").read_text())["command"]
-    assert run["train_seconds"] < 45 and f"`{command}` runs the whole pipeline" in readme
-    assert f"[{run['test_accuracy']:.1%} right](results/digits)".replace("%", " %") in readme
+def test_the_readme_and_the_recipe_quote_the_digits():
+    runs, readme = [run for run in RUNS.values() if run["data"]["source"] == "digits"], (ROOT / "README.md").read_text()
+    accuracy = mean(run["test_accuracy"] for run in runs)
+    assert sorted(run["seed"] for run in runs) == [42, 43, 44, 45, 46] and accuracy >= 0.99
+    assert all(run["train_seconds"] < 600 and "dirty" not in run["git_commit"] for run in runs)
+    assert f"[{accuracy * 100:.1f} % right](results/digits), the mean of five seeds" in " ".join(readme.split())
+    assert get_recipe("digits").measured.startswith(f"{accuracy * 100:.2f} % on the held-out fifth of scikit-learn's digits")
+    config = json.loads((ROOT / "results" / "digits" / "config.json").read_text())
+    assert f"&& {config['command']}\n" in readme and config["data"] == "digits", "the first command, without a network"
+    own = {field: config["recipe"][field] for field in config["recipe"] if field != "measured"}
+    now = dataclasses.asdict(get_recipe("digits"))
+    assert {field: list(now[field]) if isinstance(now[field], tuple) else now[field] for field in own} == own
 
 
 def test_the_page_on_scaling_quotes_the_messages():
