@@ -235,6 +235,7 @@ LARGE = dataclasses.replace(
 DIGITS = Recipe(
     name="digits",
     about="the textbook CNN on images that are shifted and turned a little, but not mirrored: for scikit-learn's digits",
+    measured="99.83 % on the held-out fifth of scikit-learn's digits (30 epochs or fewer, n=5, results/digits)",
     model="small",
     flip="off",
     crop_pad=1,

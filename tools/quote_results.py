@@ -20,9 +20,12 @@ QUOTE = re.compile(r"<!-- results: (.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
 class Results(dict):
-    """What lies in results/, by name: the metrics of a run, or a file that a benchmark wrote."""
+    """What lies in results/, by name: the metrics of a run, the means of its seeds by `<name>*`, or a benchmark's file."""
 
     def __missing__(self, name: str):
+        if name.endswith("*"):
+            runs = seeds_of(name[:-1])
+            return {key: mean(run[key] for run in runs) for key, value in runs[0].items() if isinstance(value, float)}
         run, file = ROOT / "results" / name / "metrics.json", ROOT / "results" / f"{name}.json"
         self[name] = json.loads((run if run.exists() else file).read_bytes())
         return self[name]
