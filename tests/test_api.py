@@ -9,8 +9,6 @@ import json
 import re
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -19,32 +17,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, environment, free_port
+from helpers.commands import ROOT
+from helpers.serving import MULTIPART, PART, assert_answers, picture, post, serving
 from PIL import Image
 
 from cifar_fastai import Classifier, decode_image
 from cifar_fastai.batching import BatchingClassifier, NotReady
 
 UPLOAD = {"_type": "gradio.FileData"}
-
-
-@contextmanager
-def serving(digits_run, *arguments, **variables):
-    """app.py in a process of its own, its port given by the environment; `address` is added to the process."""
-    variables["GRADIO_SERVER_PORT"] = str(free_port())
-    command = [sys.executable, ROOT / "app.py", "--export", digits_run.export, *arguments]
-    variables = environment(**variables)
-    process = subprocess.Popen(command, cwd=digits_run.cwd, stdout=subprocess.PIPE, text=True, env=variables)
-    process.address = f"http://127.0.0.1:{variables['GRADIO_SERVER_PORT']}"
-    try:
-        name = process.address.replace("127.0.0.1", "localhost" if "GRADIO_SERVER_NAME" in variables else "127.0.0.1")
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert lines[1:] == [f"serving  {name}/ (Ctrl-C stops it)\n", f"api      {name}/docs\n"]
-        yield process
-    finally:
-        process.terminate()
-        process.stdout.read()
-        assert process.wait(timeout=30) == 143
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +43,6 @@ def guarded(digits_run):
 @pytest.fixture(scope="module")
 def classifier(digits_run):
     return Classifier(digits_run.export)
-
-
-def picture(seed: int, format="PNG", **options) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((40, 50), Image.Resampling.BICUBIC).save(file, format, **options)
-    return file.getvalue()
-
-
-def post(url, *files, **options):
-    return httpx.post(f"{url}/v1/predict", files=[("file", file) for file in files], timeout=60, **options)
-
-
-def assert_answers(prediction, expected: dict[str, float]):
-    """The five likeliest classes, as the classifier says offline."""
-    assert [label for label, _ in prediction["topk"]] == list(expected)[:5]
-    assert [share for _, share in prediction["topk"]] == pytest.approx(list(expected.values())[:5], abs=1e-5)
-    assert [prediction["label"], prediction["confidence"]] == prediction["topk"][0]
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -223,10 +185,6 @@ def chunks(start: bytes, n: int):
     """A body in chunked encoding: `start`, then n megabytes in pieces of 100 kB."""
     for piece in (start, *[b"x" * 100_000] * (10 * n)):
         yield b"%x\r\n%b\r\n" % (len(piece), piece)
-
-
-MULTIPART = "Content-Type: multipart/form-data; boundary=b"
-PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/gradio_api/upload"])

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import environment
+from helpers.commands import environment, free_port
+from helpers.serving import MULTIPART, PART, assert_answers, picture, post, serving
 from PIL import Image
-from test_api import MULTIPART, PART, assert_answers, picture, post, serving
-from test_app import free_port
 
 from cifar_fastai import Classifier, guards, server
 from cifar_fastai.api import create_api
