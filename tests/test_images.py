@@ -307,8 +307,12 @@ def test_a_file_cut_anywhere_is_refused_or_whole(format):
 
 
 def test_thousands_of_damaged_files_let_nothing_but_bad_image_escape(tmp_path):
-    done = call(ROOT / "benchmarks" / "fuzz_images.py", "--files", "4000", "--json", "result.json", cwd=tmp_path)
+    arguments = ("--files", "4000", "--structured", "72", "--json", "result.json")
+    done = call(ROOT / "benchmarks" / "fuzz_images.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["files"], result["faults"]) == (4000, 0) and "fault" not in result["outcomes"]
     assert min(result["outcomes"]["read"], result["outcomes"]["The image is damaged"]) > 400, "damage that tests something"
+    built = result["structured"]
+    assert (built["files"], built["faults"], len(built["kinds"])) == (72, 0, 18)
+    assert sum(kind["read"] for kind in built["kinds"].values()) > 20, "what is only refused tests no decoder"
