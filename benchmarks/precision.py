@@ -18,6 +18,7 @@ import torch
 from throughput import Ours, random_images
 
 from cifar_fastai import convolutions, get_recipe
+from cifar_fastai.learner import is_grouped
 from cifar_fastai.run import hardware, versions
 
 TRAININGS = {  # network, side of the images in pixels: recipe, training images and some more
@@ -26,12 +27,18 @@ TRAININGS = {  # network, side of the images in pixels: recipe, training images 
     ("deep", 24): ("cpu", 1200),
     ("deep", 32): ("cpu", 900),
     ("large", 32): ("cpu", 600),
+    ("resnet18", 96): ("transfer", 150),
+    ("efficientnet_lite0", 96): ("transfer", 150),  # timm's; its convolutions over neighbouring pixels are depthwise
 }
 
 
 def measure(model: str, side: int, rounds: int) -> dict:
     name, n_images = TRAININGS[model, side]
-    recipe = get_recipe(name, model=model, epochs=1, start_size=0 if side == 32 else side, grow_pct=0.99)
+    recipe = get_recipe(name, model=model, epochs=1)
+    if name == "transfer":
+        recipe = replace(recipe, pretrained=False, frozen_epochs=0, input_size=side)
+    elif side != 32:
+        recipe = replace(recipe, start_size=side, grow_pct=0.99)
     data = random_images(n_images)
     float32, bfloat16 = (Ours(data, replace(recipe, precision=precision)) for precision in ("float32", "bfloat16"))
     speeds: dict[str, list[float]] = {"float32": [], "bfloat16_onednn": [], "bfloat16": []}
@@ -46,7 +53,8 @@ def measure(model: str, side: int, rounds: int) -> dict:
         f"{kind}_over_float32": statistics.median(a / b for a, b in zip(speeds[kind], speeds["float32"], strict=True))
         for kind in ("bfloat16_onednn", "bfloat16")
     }
-    return {"model": model, "side": side, "recipe": name, "images_per_second": speeds, **gains}
+    grouped = is_grouped(float32.learn.model)  # for which "auto" leaves bfloat16 alone
+    return {"model": model, "side": side, "recipe": name, "grouped": grouped, "images_per_second": speeds, **gains}
 
 
 def main():

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from cifar_fastai import create_learner, dataloaders, fit, get_recipe
 from cifar_fastai.augment import mix
 from cifar_fastai.cache import load_data
 from cifar_fastai.errors import UserError
-from cifar_fastai.learner import Lookahead, MixImages, ProgressiveResizing, precision
+from cifar_fastai.learner import Lookahead, MixImages, ProgressiveResizing, is_grouped, precision
+from cifar_fastai.models import MODELS, create_model
+from cifar_fastai.pretrained import create_architecture
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,29 @@ def test_precision_is_the_recipes_or_what_the_device_has(monkeypatch):
             assert precision(get_recipe("fast", precision="bfloat16"), device) == "bfloat16"
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in torch 2.10
     assert precision(recipe, cpu) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("efficientnet_lite0", "float32"),
+        ("efficientnet_b0", "float32"),
+        ("mobilenet_v2", "float32"),
+        ("resnet18", "bfloat16"),
+    ],
+)
+def test_networks_of_grouped_convolutions_stay_in_float32_on_a_cpu(monkeypatch, name, kind):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    model, recipe = create_architecture(name, 10, 64), get_recipe("transfer", model=name)
+    assert precision(recipe, torch.device("cpu"), model) == kind
+    assert precision(recipe, torch.device("cuda"), model) == "bfloat16"
+    assert precision(replace(recipe, precision="bfloat16"), torch.device("cpu"), model) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_our_networks_are_made_for_bfloat16(name):
+    assert not is_grouped(create_model(name, 10))
 
 
 def test_a_seed_repeats_the_training(data):

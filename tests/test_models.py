@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_fastai.models import MODELS, ConvNet, WhitenedNet, count_flops, count_parameters, create_model, tta_logits
+from cifar_fastai.models import (
+    MODELS,
+    ConvNet,
+    Norm,
+    WhitenedNet,
+    count_flops,
+    count_parameters,
+    create_model,
+    n_views,
+    tta_logits,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,3 +124,49 @@ def test_tta_is_the_weighted_average_of_six_views():
     expected = sum(weight * model(view) for view, weight in views.items())
     assert torch.allclose(tta_logits(model, x), expected, atol=1e-5)
     assert torch.allclose(tta_logits(model, x, plain=model(x)), expected, atol=1e-5)
+
+
+def test_tta_of_fewer_views():
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 3, 8, 8), torch.randn(3 * 8 * 8, 4)
+
+    def model(images):
+        return images.flatten(1) @ weights
+
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+    shifted = (model(padded[..., :8, :8]) + model(padded[..., 2:, 2:])) / 2
+    expected = {(): model(x), ("mirror",): (model(x) + model(x.flip(-1))) / 2, ("shift",): (model(x) + shifted) / 2}
+    for views, logits in expected.items():
+        assert torch.allclose(tta_logits(model, x, views), logits, atol=1e-5)
+    assert [n_views(views) for views in (*expected, ("mirror", "shift"))] == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_is_batch_norm_but_for_the_gradient_of_constant_channels(dtype):
+    torch.manual_seed(0)
+    x = (torch.randn(16, 6, 5, 5) * torch.tensor([1, 1, 1, 1e-4, 0, 0])[:, None, None] + torch.arange(6)[:, None, None]).to(
+        dtype
+    )
+    gradient = torch.randn_like(x)
+    norms = [Norm(6, eps=1e-12, momentum=0.4), nn.BatchNorm2d(6, eps=1e-12, momentum=0.4)]
+    gradients = []
+    for norm in norms:
+        for _ in range(3):  # its running statistics move away from where they begin
+            images = x.clone().requires_grad_()
+            out = norm(images)
+            out.backward(gradient)
+        gradients.append(images.grad)
+    assert all(map(torch.equal, norms[0].state_dict().values(), norms[1].state_dict().values()))
+    assert torch.equal(norms[0].bias.grad, norms[1].bias.grad)
+    ours, theirs = gradients
+    assert torch.equal(ours[:, :3], theirs[:, :3]) and ours[:, :3].abs().amax(dim=(0, 2, 3)).min() > 0
+    assert not ours[:, 3:].any() and theirs[:, 3:].abs().max() > 1e3
+
+
+def test_whitening_leaves_out_what_does_not_vary():
+    torch.manual_seed(0)
+    grey = nn.functional.interpolate(torch.randn(300, 1, 8, 8), size=32, mode="bicubic").repeat(1, 3, 1, 1)
+    model = WhitenedNet(10)
+    model.init_whitening(grey)
+    with torch.inference_mode():
+        assert model.stem(grey).var(dim=(0, 2, 3)).min() > 0.5
