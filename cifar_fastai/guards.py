@@ -10,11 +10,13 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -369,7 +371,11 @@ class UploadsOnly:
             except HTTPException as error:
                 return await _detail(error.status_code, error.detail)(scope, receive, send)
             receive = _replayed(body, receive)
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError as error:
+            if "already started" not in str(error):  # a stream of something that is not there
+                raise
 
     def check(self, path: str, body: bytes) -> None:
         """Raises HTTPException unless this is a call of some size and depth that gives words and uploads alone."""
@@ -478,6 +484,16 @@ def _detail(status: int, text: str, headers: dict[str, str] | None = None) -> JS
     return JSONResponse({"detail": text}, status, headers)
 
 
-async def short_refusal(_request, _error) -> JSONResponse:
-    """In place of FastAPI's own answer to a request that does not fit, which repeats all of it."""
+async def unfit(_request, _error) -> JSONResponse:
     return _detail(422, MALFORMED)
+
+
+async def _without_path(_request, error) -> JSONResponse:
+    return _detail(error.status_code, HTTPStatus(error.status_code).phrase)
+
+
+# In place of answers of FastAPI and Gradio that repeat the request, and of tracebacks over one that is like no other.
+REFUSALS: dict[int | type[Exception], Callable] = {
+    **dict.fromkeys((RequestValidationError, LookupError, ValueError, TypeError, OverflowError), unfit),
+    **dict.fromkeys((403, 404), _without_path),
+}

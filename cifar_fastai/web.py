@@ -8,12 +8,11 @@ import signal
 import threading
 from pathlib import Path
 
-from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from cifar_fastai.api import create_api
 from cifar_fastai.batching import BatchingClassifier
-from cifar_fastai.guards import UploadsOnly, short_refusal
+from cifar_fastai.guards import REFUSALS, UploadsOnly, unfit
 from cifar_fastai.images import MAX_BYTES
 from cifar_fastai.inference import Classifier
 from cifar_fastai.interrupts import SIGNALS
@@ -67,6 +66,7 @@ def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}  # read when gradio is imported
     import gradio as gr
+    from gradio.route_utils import FnIndexInferError
     from gradio.utils import LRUCache
 
     page = build_app(classifier)
@@ -89,7 +89,7 @@ def create_app(classifier: BatchingClassifier, uploads: Path, *, auth=None, max_
         footer_links=["api"],
         app_kwargs={
             "middleware": [Middleware(UploadsOnly, folder=uploads)],
-            "exception_handlers": {RequestValidationError: short_refusal},
+            "exception_handlers": {**REFUSALS, FnIndexInferError: unfit},
         },
         **appearance(),
     )
