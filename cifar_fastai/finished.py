@@ -28,6 +28,8 @@ from cifar_fastai.schema import CORRUPTIONS, EXPORTED_FIGURES, Corruptions, read
 from cifar_fastai.sources import ImageData
 from cifar_fastai.terminal import say
 
+REPORTED_FIGURES = ("temperature", "unfamiliar_below", "test_top2_accuracy", "ece_uncalibrated", "confused_pairs")
+
 
 def open_run(folder: Path, source: str | None = None) -> tuple[Learner, Recipe, dict, dict]:
     """A run's learner with its best weights, recipe, config.json and metrics.json.
@@ -96,7 +98,7 @@ def reexport_run(folder: Path, exports: Path, name: str | None = None, source: s
 
 
 def _check_evaluated(folder: Path, metrics: dict) -> None:
-    if not metrics.keys() >= {"unfamiliar_below", *EXPORTED_FIGURES}:
+    if not metrics.keys() >= {*REPORTED_FIGURES, *EXPORTED_FIGURES}:
         command = f"python -m cifar_fastai evaluate {shlex.quote(str(folder))}"
         raise UserError(f"{folder} was evaluated by an older version: `{command}` first.")
 

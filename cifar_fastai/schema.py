@@ -292,7 +292,7 @@ class DataFigures(Closed):
 
     source: LongLine = about("what it is called")
     encoding: Line = about("of the image files")
-    sha256: Digest | None = about("of the file it came from, if it was one", default=None)
+    sha256: Digest | None = about("of the file it came from, if it was one")
     n_files: Count | None = about("number of image files, where it was a folder", default=None)
     fingerprint: Digest = about("sha256 of the pixels")
     n_train: Images = about("images trained on")
@@ -329,9 +329,7 @@ class Metrics(TestFigures):
     )
     train_seconds: Amount = about("that the training took")
     images_per_second: Amount = about("training images")
-    peak_memory_mb: Amount | None = about(
-        "the most memory in use, in 10^6 bytes; None where it cannot be told", default=None
-    )
+    peak_memory_mb: Amount | None = about("the most memory in use, in 10^6 bytes; None where it cannot be told")
     data: DataFigures = about("the data")
     versions: Versions = about("of Python and the packages that decide a result")
     device: Device = about("what it was trained on")
@@ -339,7 +337,7 @@ class Metrics(TestFigures):
     hardware: Line = about("the device in words")
     processes: Processes = about("that trained together", default=1)
     seed: Seed = about("of every random choice")
-    git_commit: Line | None = about("the program's version", default=None)
+    git_commit: Line | None = about("the program's version; None where it is not known")
     evaluated_at_commit: Line | None = about("the program's version that made the figures anew", default=None)
     export: LongLine = about("the export; it is there once the run is finished", default=None)
 

@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import numpy as np

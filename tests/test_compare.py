@@ -34,13 +34,14 @@ def write_run(folder, wrong=(), *, valid=0.9, tta=0.9, seed=1, fingerprint="f", 
     config |= {"versions": {"python": "3"}, "processes": processes}
     matrix, shares = confusion_matrix(LABELS, predicted), recall_score(LABELS, predicted, average=None)
     data = {"source": f"photos-{fingerprint}", "encoding": "PNG", "fingerprint": fingerprint, "n_train": 900, "n_valid": 100}
+    data |= {"sha256": None, "n_files": 1300}
     metrics = {
         "valid_accuracy": valid, "valid_loss": 0.4, "test_accuracy": float((predicted == LABELS).mean()),
         "test_accuracy_tta": tta, "ece": 0.01, "temperature": 1.0, "n_params": 1000, "epochs_run": 2, "best_epoch": 1,
-        "train_seconds": 60, "images_per_second": 500, "peak_memory_mb": None, "classes": CLASSES, "test_loss": 0.5,
+        "train_seconds": 60, "images_per_second": 500, "peak_memory_mb": 900, "classes": CLASSES, "test_loss": 0.5,
         "confusion_matrix": matrix.tolist(), "per_class_accuracy": dict(zip(CLASSES, shares.tolist(), strict=True)),
         "data": {**data, "n_test": len(LABELS)}, "device": "cpu", "hardware": "here", "seed": seed,
-        "versions": {"python": "3"},
+        "versions": {"python": "3"}, "git_commit": "0" * 40,
     }  # fmt: skip
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -319,7 +320,7 @@ def upside_down(name):
         (edit(test_accuracy_tta=1.5), "bad/metrics.json: test_accuracy_tta must be a share from 0 to 1, not 1.5."),
         (edit(valid_loss=math.nan), "bad/metrics.json is damaged (NaN is no JSON)."),
         (edit(n_params=0), "bad/metrics.json: n_params must be a whole number from 1 to 10^15, not 0."),
-        (edit(data={"source": "d", "encoding": "PNG"}), "bad/metrics.json: data.fingerprint is missing."),
+        (edit(data={"source": "d", "encoding": "PNG"}), "bad/metrics.json: data.sha256 is missing."),
         (edit(data=[1]), "bad/metrics.json: data must hold fields, not a list."),
         (edit(confusion_matrix=[[1, 2], [3]]), "bad/metrics.json: confusion_matrix must have a row and a column"),
         (edit(classes=["ant", "cat", "bee"]), "bad/metrics.json is damaged: other classes than"),

@@ -117,7 +117,7 @@ OPTIONS = [
     *((command, [*SGD, "--wd", "1e300"], 4, "try a lower --lr or --wd") for command in ("train", "find-lr")),
     ("train", ["--resume", "nowhere"], 2, "nowhere is no run"),
     ("train", ["--resume", "notes.txt"], 2, "notes.txt is no run"),
-    ("train", ["--resume", "export"], 2, "export is a damaged run"),
+    ("train", ["--resume", "export"], 2, "export/config.json: recipe is missing"),
     ("train", ["--resume", LONG], 2, "cannot be read (File name too long)"),
     ("train", ["--resume", "cut", "--lr", "3"], 2, "--lr 3.0 where the run has 0.1"),
     ("tune", ["--trials", "0"], 2, "--trials must be at least 1"),

@@ -14,7 +14,8 @@ from PIL import Image
 
 from cifar_fastai.artifacts import load_export
 from cifar_fastai.checkpoints import BEST, LAST, PREVIOUS, load, save
-from cifar_fastai.schema import Corruptions, checked
+from cifar_fastai.finished import REPORTED_FIGURES
+from cifar_fastai.schema import EXPORTED_FIGURES, Corruptions, checked
 
 
 @pytest.fixture
@@ -356,3 +357,14 @@ def test_truncated_files_of_a_run_are_named(run, cut, digits_run, tmp_path):
             for command in (("evaluate", run), ("export", run), ("compare", run, digits_run.folder)):
                 refused(call_here(*command, cwd=tmp_path), f"{name} is damaged (")
         (run / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("field", REPORTED_FIGURES + EXPORTED_FIGURES)
+def test_a_run_that_lacks_a_figure_is_evaluated_first(run, tmp_path, field):
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics[field]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    needed = field in ("test_accuracy", "test_accuracy_tta", "test_loss", "ece", "confusion_matrix")  # by all versions
+    for command in (("export", run), ("evaluate", run, "--corruptions")):
+        words = f"metrics.json: {field} is missing" if needed else "was evaluated by an older version"
+        refused(call_here(*command, cwd=tmp_path), words)
