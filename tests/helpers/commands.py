@@ -30,6 +30,7 @@ def call_here(command, *arguments, cwd) -> SimpleNamespace:
     out, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(cwd)
+        patch.delenv("CIFAR10_DATA", raising=False)  # as in `environment`
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             try:
                 code = main(None, [command, *map(str, arguments)])
