@@ -490,15 +490,15 @@ def _evaluate(options) -> int:
     source = auto.data_for(options.data or os.environ.get("CIFAR10_DATA") or "auto", export.classes)
     data = load_data(source, export.size, labelled=True)
     for warning in data.file_warnings:
-        print(f"warning   {warning}")
+        print(f"warning   {printable(warning)}")
     split, data = pick_split(data, options.split)
     words = {"train": "training", "valid": "validation", "test": "test", "all": "labelled"}[split]
-    print(f"data      {data.n_test:,} {words} images of {data.source} ({data.encoding})")
     if split in ("all", "train"):
         print("note      if it was trained on images among these, the figures are too high")
     if options.corruptions:
         corrupt_export(export, data)
         return 0
+    print(f"data      {data.n_test:,} {words} images of {printable(data.source)} ({data.encoding})")
     figures = evaluate_export(export, data)
     print(f"accuracy  {with_interval(figures['test_accuracy'], figures['test_accuracy_interval'])}")
     print(f"with TTA  {figures['test_accuracy_tta']:.2%}")

@@ -77,8 +77,8 @@ def test_the_readmes_python_trains_loads_and_predicts(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "exports", tmp_path / "exports")
     Image.linear_gradient("L").save("photo.png")
     (code,) = (code for _, code in PYTHON if "create_learner" in code)
-    assert code.count("fit_one_cycle(10)") == 1
-    learn = run(code.replace("fit_one_cycle(10)", "fit_one_cycle(1)"))["learn"]
+    assert code.count("epochs=10") == 1
+    learn = run(code.replace("epochs=10", "epochs=1"))["learn"]
     label, index, probabilities = learn.predict("photo.png")
     expected = Classifier(ROOT / "exports" / "cifar10").predict("photo.png")
     assert label == next(iter(expected)) and float(probabilities[index]) == pytest.approx(expected[label], abs=1e-5)
