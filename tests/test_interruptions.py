@@ -267,8 +267,8 @@ def test_one_seed_that_remains_keeps_its_name():
 
 
 def test_no_room_for_the_checkpoints_is_known_before_the_first_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr("cifar_fastai.training.shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    monkeypatch.setattr("cifar_fastai.training.shutil.disk_usage", lambda _: SimpleNamespace(free=15_000_000))
     arguments = ("--data", "digits", "--recipe", "classic-sgd", "--subset", "200", "--epochs", "1")
     done = call_here("train", *arguments, cwd=tmp_path)
-    assert_clear_error(done, 2, "no room for the checkpoints in runs/", "26 MB: 5 MB are free", "another --out")
+    assert_clear_error(done, 2, "no room for the checkpoints in runs/", "26 MB: 15 MB are free", "another --out")
     assert "epoch" not in done.stdout
