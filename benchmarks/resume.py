@@ -28,7 +28,7 @@ SCHEDULED = {**SMALL, "lr": 0.05, "lookahead_steps": 2, "whiten_bias_epochs": 2}
 TRAININGS = {  # recipe, and fields of it
     "classic-adam": ("classic-adam", SMALL),
     "classic-sgd": ("classic-sgd", SMALL),
-    "early stopping": ("classic-adam", {**SMALL, "epochs": 8, "patience": 1, "lr": 0.05}),
+    "early stopping": ("classic-adam", {**SMALL, "epochs": 8, "patience": 1, "lr": 1.0}),
     "fast": ("fast", SCHEDULED),
     "cpu": ("cpu", SCHEDULED),
     "mixup and CutMix": ("cpu", {**SCHEDULED, "mixup": 0.2, "cutmix": 1.0, "trivial_augment": True}),
