@@ -185,10 +185,18 @@ def kills() -> str:
     return table("training | SIGKILLs | of them inside a save | differences after resuming", rows)
 
 
+def pictures() -> str:
+    rows = []
+    for name, kind in results["fuzz-images"]["structured"]["kinds"].items():
+        seconds = (f"{kind.get(key, 0):.2f} s" for key in ("seconds_read", "seconds_refused"))
+        rows.append((name, kind["read"], kind["refused"], *seconds, f"{kind['memory_mb']:.0f} MB"))
+    return table("built with many or large | read | refused | slowest read | slowest refused | most memory", rows)
+
+
 TABLES = {
     make.__name__: make
     for make in (recipes, ablation, throughput, allocator, compiled, precision, pipeline, serving, together, fitting, choice)
-} | {"tampering": tampering, "kills": kills}
+} | {"tampering": tampering, "kills": kills, "pictures": pictures}
 
 
 def quoted(text: str) -> str:
