@@ -123,15 +123,13 @@ def open_study(at: str, name: str, setup: dict):
             "address such as sqlite:///study.db."
         ) from None
     begun = study.user_attrs["setup"]
-    if not isinstance(begun, dict) or not all(
-        _is_sound(trial, setup["space"]) for trial in study.get_trials(deepcopy=False)
-    ):
-        raise UserError(f"The study {name} holds other things than this command writes: begin a new one with --name.")
-    if differing := [key for key in setup if begun.get(key) != setup[key]]:
+    if isinstance(begun, dict) and (differing := [key for key in setup if begun.get(key) != setup[key]]):
         raise UserError(
             f"The study {name} was begun with another {', another '.join(differing)}: repeat its command, or begin a new "
             "one with --name."
         )
+    if begun != setup or not all(_is_sound(trial, setup["space"]) for trial in study.get_trials(deepcopy=False)):
+        raise UserError(f"The study {name} holds other things than this command writes: begin a new one with --name.")
     return study
 
 

@@ -200,7 +200,7 @@ MISFITS = {
     "a shape": (lambda s: s.update({"features.0.0.weight": torch.zeros(8, 3, 3, 3)}),
                 r"features\.0\.0\.weight is \(8, 3, 3, 3\) there, \(16, 3, 3, 3\) in the model"),
     "a layer less": (lambda s: s.pop("features.1.block.0.0.weight"), r"features\.1\.block\.0\.0\.weight is missing"),
-    "a layer more": (lambda s: s.update({"features.99.weight": torch.zeros(1)}), r"has no features\.99\.weight"),
+    "a layer more": (lambda s: s.update({"features.99.weight": torch.zeros(1)}), r"has no 'features\.99\.weight'"),
     "all other": (lambda s: (s.clear(), s.update(resnet18().state_dict())), r"features\.0\.0\.weight is missing"),
 }  # fmt: skip
 

@@ -164,7 +164,15 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_and_no_file(tmp_path, capsy
 def card_of(**fields) -> dict:
     training = {"n_params": 1, "epochs_run": 1, "seed": 1, "hardware": "cpu", "train_seconds": 60, "recipe": "fast"}
     test = {"test_accuracy": 0.5, "test_accuracy_tta": 0.5, "test_accuracy_interval": [0, 1], "test_loss": 1, "ece": 0.1}
-    config = {"name": "x", "classes": ["a"], "model": "small", "size": 32, "input_size": 32, "created": "now"}
+    config = {
+        "name": "x",
+        "classes": ["a"],
+        "model": "small",
+        "size": 32,
+        "input_size": 32,
+        "tta_views": ["mirror"],
+        "created": "now",
+    }
     return config | {"training": training | {"data": "digits"}, "test": test | {"false_alarm_rate": 0.05}} | fields
 
 
