@@ -159,6 +159,7 @@ def test_the_model_card_says_what_it_is(export):
     assert f"{config['test']['test_accuracy']:.2%}" in card and "digits" in card and "classic-sgd" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_exports_what_it_trained(name, tmp_path, photo):
     freeze_early = min(1, RECIPES[name].whiten_bias_epochs)  # so that the stem's bias is frozen on the way

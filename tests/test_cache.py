@@ -261,6 +261,7 @@ def test_what_is_hidden_does_not_make_a_copy_old(pictures, reads):
 # --- cost --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel_after", [-1.0, 1e9])
 def test_reading_and_keeping_holds_the_images_once(tmp_path, parallel_after):
     """4,000 images of 128 x 128 pixels, 197 MB: made, kept and mapped within that and 150 MB for all else."""

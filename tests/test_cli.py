@@ -57,6 +57,7 @@ def test_a_folder_of_pictures_to_an_answer(tmp_path):
     assert (tmp_path / "exports" / "cpu-colours").is_dir()
 
 
+@pytest.mark.slow
 def test_other_sizes_from_training_to_prediction(tmp_path, photo):
     command = ("--data", "digits", "--size", "48", "--recipe", "fast", "--subset", "300", "--epochs", "1", "--bs", "64")
     train = call("train.py", *command, "--lr", "0.1", "--name", "large", cwd=tmp_path)

@@ -339,6 +339,7 @@ def corrupted_run(digits_run, tmp_path_factory):
     return folder, done.stdout, json.loads((folder / "corruptions.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_figures_against_the_exports_own_answers(corrupted_run, digits_run):
     _, _, found = corrupted_run
     data, export = load_data("digits"), load_export(digits_run.export)
@@ -381,6 +382,7 @@ def test_what_is_printed_is_what_is_written(corrupted_run):
     assert f"worst    {found['worst_kind']}, " in printed
 
 
+@pytest.mark.slow
 def test_the_export_is_judged_the_same_and_nothing_is_written(corrupted_run, digits_run, tmp_path):
     _, printed, _ = corrupted_run
     done = call_here("evaluate", digits_run.export, "--corruptions", "--data", "digits", cwd=tmp_path)

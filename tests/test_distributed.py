@@ -245,6 +245,7 @@ def way_on(ordeal):
     return f"go on with: torchrun --standalone --nproc-per-node 2 -m cifar_fastai train --resume {ordeal.command[1]}"
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_soon_with_a_clear_error(ordeal):
     first, second = ordeal.killed
     assert second.returncode == -signal.SIGKILL and ordeal.seconds < 30

@@ -110,6 +110,7 @@ def guided(tmp_path_factory):
     return cwd
 
 
+@pytest.mark.slow
 def test_the_guides_five_commands_lead_to_a_served_model(guided):
     """As they stand there, but for the length of the training and the port."""
     (block,) = (block for block in blocks(GUIDE) if block.startswith("pip install ."))

@@ -203,6 +203,7 @@ def dull(kind, data) -> ImageData:
     return ImageData(kind, images, labels, data.classes, 140, "lossless")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grey digits", "flat", "one channel", "black"])
 @pytest.mark.parametrize("name", ["short", "cpu", "fast"])
 def test_fine_tuning_on_dull_images_is_finite_and_alike_in_both_precisions(data, tmp_path, kind, name):
@@ -241,6 +242,7 @@ def test_views_are_those_that_the_recipe_allows(fields, views):
     assert tta_views(get_recipe("fast", **fields)) == views
 
 
+@pytest.mark.slow
 def test_digits_are_not_mirrored_by_a_recipe_that_does_not(data, tmp_path):
     learn, recipe = learner(data, tmp_path, subset=None, epochs=4, bs=64, lr=3e-3, flip="off", rotate=0.0, crop_pad=2)
     fit(learn, recipe)

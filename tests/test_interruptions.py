@@ -70,6 +70,7 @@ def ordeal(digits_run, tmp_path_factory):
     return SimpleNamespace(cwd=cwd, folder=folder, command=command, legs=legs, before=before, after=after, pid=pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("leg", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("in the evaluation", 143)])
 def test_a_signal_saves_and_tells_the_way_on(ordeal, leg, code):
     words = f"interrupted: the state is saved; go on with: python -m cifar_fastai train --resume {ordeal.command[1]}\n"
@@ -186,6 +187,7 @@ sys.exit(main("train", sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_too_little_memory_names_a_batch_that_fits(tmp_path):
     arguments = ["--data", "digits", "--recipe", "classic-sgd", "--epochs", "1"]
@@ -228,6 +230,7 @@ def test_the_same_command_twice_gives_the_same_bits(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """benchmarks/resume.py, which does it 30 times, for every recipe and callback."""
     command = (ROOT / "benchmarks" / "resume.py", "--kills", "2", "--recipes", "early stopping", "--json", "result.json")

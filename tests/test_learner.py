@@ -33,6 +33,7 @@ def learn(data, tmp_path):
     return learn
 
 
+@pytest.mark.slow
 def test_fast_learns_digits(data):
     recipe = get_recipe("fast", epochs=4, bs=256)
     learn = create_learner(dataloaders(data, recipe), recipe, seed=1)

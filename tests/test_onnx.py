@@ -65,6 +65,7 @@ def change_network(folder, model: str, size: int) -> None:
     write_manifest(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size"), [*((model, 32) for model in MODELS), *((model, 64) for model in ("small", "base", "slim"))]
 )

@@ -152,6 +152,7 @@ def test_names_that_are_markup_cost_no_picture(left_alone):
     assert len(sizes) == 11 and max(side for size in sizes for side in size) < 3000
 
 
+@pytest.mark.slow
 def test_a_training_without_any_standard_stream(tmp_path):
     arguments = ("--data", "digits", "--subset", "200", *QUICK, "--name", "closed")
     done = in_shell(f"python {ROOT / 'train.py'} {' '.join(arguments)} <&- >&- 2>&-", tmp_path)

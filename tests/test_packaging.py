@@ -74,6 +74,7 @@ def test_the_sdist_holds_what_building_needs(built):
     assert not any(name.startswith(("tests", "exports", "results")) for name in names)
 
 
+@pytest.mark.slow
 def test_the_installed_command_trains_and_predicts_outside_the_repository(installed, tmp_path):
     Image.fromarray((load_digits().images[0] * 15.9).astype(np.uint8)).save(tmp_path / "zero.png")
     place = "import cifar_fastai; print(cifar_fastai.__file__)"

@@ -54,6 +54,7 @@ def test_the_split_of_the_full_set(cifar):
     assert np.bincount(cifar.labels[list(dls.valid.dataset.items)]).tolist() == [1000] * 10
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_within_its_memory(tmp_path):
     arguments = (
         "--data",

@@ -90,6 +90,7 @@ def test_no_result_holds_a_fault():
         assert not json.loads((ROOT / "results" / f"{name}.json").read_text())["faults"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("CIFAR10_DATA"), reason="CIFAR10_DATA is not set")
 def test_the_export_reproduces_its_score():

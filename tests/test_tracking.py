@@ -34,6 +34,7 @@ def events(logged):
     return accumulator.Reload()
 
 
+@pytest.mark.slow
 def test_logging_changes_no_weight(logged):
     weights = [cwd / "exports" / "logged" / "model.safetensors" for cwd in (logged.cwd, logged.cwd / "plain")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -75,6 +75,7 @@ def tuned(tmp_path_factory):
     return SimpleNamespace(cwd=cwd, folder=folder, study=study, stopped=stopped)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_and_one_outlives_the_other(tuned):
     trials = tuned.study.trials
     own = [trial for trial in trials if trial.params["lr"] == 0.003]
